@@ -1,0 +1,81 @@
+"""The miner layer: a pool of negatives flows through a chain of miners into a loss.
+
+Importable alone, at the price of torch: ``from miners import NGAME, GIST``. Stores, indices and offline mining are
+loaded when they are first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from miners.base import (
+    BatchMiner,
+    Draw,
+    DrawnBatches,
+    NegativeSource,
+    PoolMiner,
+    Row,
+    Shuffled,
+    TrainingTable,
+)
+from miners.gist import GIST
+from miners.in_batch import InBatch
+from miners.ngame import NGAME
+from miners.no_duplicates import NoDuplicates
+from miners.pool import Block, Items, NegativePool, StepContext
+from miners.positive_aware import PositiveAware
+from miners.ragged import Ragged
+from miners.self_blocks import SelfBlocks
+from miners.static_negatives import StaticNegatives
+
+if TYPE_CHECKING:
+    from miners.index import FaissIndex, Index, ShardedIndex, TorchIndex, build_index
+    from miners.offline import MinedNegatives, mine
+    from miners.store import Store
+
+__all__ = [
+    "GIST",
+    "NGAME",
+    "BatchMiner",
+    "Block",
+    "Draw",
+    "DrawnBatches",
+    "FaissIndex",
+    "InBatch",
+    "Index",
+    "Items",
+    "MinedNegatives",
+    "NegativePool",
+    "NegativeSource",
+    "NoDuplicates",
+    "PoolMiner",
+    "PositiveAware",
+    "Ragged",
+    "Row",
+    "SelfBlocks",
+    "ShardedIndex",
+    "Shuffled",
+    "StaticNegatives",
+    "StepContext",
+    "Store",
+    "TorchIndex",
+    "TrainingTable",
+    "build_index",
+    "mine",
+]
+
+_LATER = {
+    "Store": "miners.store",
+    "Index": "miners.index",
+    "FaissIndex": "miners.index",
+    "TorchIndex": "miners.index",
+    "ShardedIndex": "miners.index",
+    "build_index": "miners.index",
+    "MinedNegatives": "miners.offline",
+    "mine": "miners.offline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'miners' has no attribute '{name}'")

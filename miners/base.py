@@ -1,0 +1,309 @@
+"""The four moments at which a method of the literature acts, as small abstract types.
+
+Before an epoch a `BatchMiner` decides who meets in a batch; at collate a `NegativeSource` decides which negatives travel
+with a row; inside a step a `PoolMiner` decides what an anchor is pushed away from; offline, `miners.mine` writes a table.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+from miners.draws import RowGenerator, generator_for
+from miners.ragged import Ragged
+
+if TYPE_CHECKING:
+    from miners.pool import Items, NegativePool
+    from miners.store import Store
+
+
+class PoolMiner(nn.Module, ABC):
+    """Changes the pool of negatives inside a training step.
+
+    ``forward`` is pure: it returns a new pool and leaves its input and itself as they were, so that it may run twice
+    (gradient caching) or not at all (evaluation). What must be remembered is written in ``commit``, after backward.
+
+    Attributes:
+        needs: what the miner asks of the family or of the miners before it; see `miners.pool.ABILITIES`.
+        provides: what it adds for the miners and the loss behind it.
+    """
+
+    needs: frozenset[str] = frozenset()
+    provides: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def forward(self, pool: NegativePool) -> NegativePool:
+        """Return a pool with a block, a mask or weights more, or with other positives."""
+
+    def commit(self, pool: NegativePool) -> None:
+        """Remember what this step showed (enqueue, statistics). Called once per step, after backward."""
+
+    def aux_loss(self, pool: NegativePool) -> tuple[Tensor, Tensor] | None:
+        """Loss of a model of the miner's own as (sum, count) terms, or None where there is none."""
+        return None
+
+    def refresh(self, stores: Mapping[str, Store]) -> None:
+        """Take fresh embeddings, one `Store` per space. Called by whoever re-encodes; the default keeps nothing."""
+
+
+@dataclass(frozen=True)
+class TrainingTable:
+    """What batch miners and sources may know of the N training rows; no text, no picture, no model.
+
+    Args:
+        anchors: (N,) int64 id of each row's anchor, in the anchors' space.
+        positives: N lists of ids that are known positives of the row's anchor; all of them, not only the drawn one.
+        anchor_content: (N,) int64 content hash of each anchor (equal = the same thing), or None.
+        document_content: (M,) int64 content hash by document id, or None.
+        labels: (N,) int64 class of each row, -1 unknown, or None.
+        anchor_names: external name of each anchor id (position = id), for tables that come from files; or None.
+        document_names: external name of each document id (position = id), or None.
+    """
+
+    anchors: Tensor
+    positives: Ragged
+    anchor_content: Tensor | None = None
+    document_content: Tensor | None = None
+    labels: Tensor | None = None
+    anchor_names: Sequence[str] | None = None
+    document_names: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.anchors)
+
+
+class Draw(NamedTuple):
+    """Negatives drawn for B rows: ids (B, k) int64, usable (B, k) bool, and a tag that names the source."""
+
+    ids: Tensor
+    usable: Tensor
+    tag: str
+
+
+class NegativeSource(ABC):
+    """Draws the negatives that travel with a row into its batch; the family encodes them, with gradient.
+
+    Draws happen in the main process and are a function of (seed, epoch, row) through the `RowGenerator` handed in.
+    """
+
+    space: str = "document"
+
+    def attach(self, table: TrainingTable) -> None:
+        """Learn the rows of the training set; called once, before the first draw."""
+
+    @abstractmethod
+    def draw(self, rows: Tensor, positives: Tensor, epoch: int, generator: RowGenerator) -> Draw:
+        """Draw for ``rows`` (B,), whose drawn positives are ``positives`` (B,) ids.
+
+        Returns:
+            ids (B, k) in ``space`` and usable (B, k): never a known positive of the row; unusable slots hold -1.
+        """
+
+    def refresh(self, stores: Mapping[str, Store]) -> None:
+        """Take fresh embeddings, one `Store` per space; the default keeps nothing."""
+
+
+class Row(NamedTuple):
+    """One training row on its way to the data set: plain ints, cheap to send to a worker."""
+
+    index: int
+    positive: int
+    negatives: tuple[int, ...] = ()
+
+
+class BatchMiner(Sampler[list[int]], ABC):
+    """Decides which training rows meet in a batch.
+
+    Subclasses write ``arrange``: a global order of rows, which this class cuts into global batches and shares between
+    processes (each takes a contiguous slice of every global batch, so that a cluster stays together). Order first,
+    share afterwards: W processes of B rows see exactly the batches of one process with W x B rows.
+
+    Args:
+        batch_size: rows of one process' batch.
+        drop_last: leave the last, shorter batch out.
+        seed: seeds every order; the same on all processes.
+    """
+
+    def __init__(self, batch_size: int = 32, drop_last: bool = False, seed: int = 0) -> None:
+        if batch_size < 1:
+            raise ValueError(f"{type(self).__name__}(batch_size={batch_size}): wants at least 1.")
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.seed = seed
+        self.epoch = 0
+        self.table: TrainingTable | None = None
+        self._trained = 0  # batches of this epoch that went through backward
+        self._version = 0  # raised by refresh: the rows not yet handed out are arranged anew
+
+    def attach(self, table: TrainingTable) -> None:
+        """Learn the rows of the training set; called once by the data module."""
+        if len(table) == 0:
+            raise ValueError(f"{type(self).__name__} got a training set without rows.")
+        self.table = table
+
+    @abstractmethod
+    def arrange(self, rows: Tensor, epoch: int) -> Tensor:
+        """Order ``rows`` (n,) int64 for ``epoch``: all rows at its start, what is left of them after a refresh.
+
+        Returns:
+            (m,) int64, m <= n, each at most once. A function of (seed, epoch, what refresh and observe showed).
+        """
+
+    def refresh(self, stores: Mapping[str, Store]) -> None:
+        """Take fresh embeddings, one `Store` per space; rows not yet handed out are arranged anew."""
+        self._version += 1
+
+    def observe(self, rows: Tensor, anchors: Items) -> None:
+        """See the anchors of a batch that has been trained: ``rows`` (B,) and their embeddings, without gradient."""
+
+    def batch_trained(self) -> None:
+        """Count a batch that went through backward; what a checkpoint stores, since loaders draw ahead."""
+        self._trained += 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next ``iter`` yields."""
+        if epoch != self.epoch:
+            self._trained = 0
+        self.epoch = epoch
+
+    def generator(self, epoch: int, stream: int = 0) -> torch.Generator:
+        """A generator seeded by (seed, epoch, stream), alike on all processes."""
+        return generator_for(self.seed, epoch, stream)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch, over all processes."""
+        return len(self._attached())
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.num_rows, self._global_batch_size())
+        return whole + (not self.drop_last and rest >= process_count())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, processes, size = process_rank(), process_count(), self._global_batch_size()
+        left = self.arrange(torch.arange(len(self._attached())), self.epoch)
+        version, batch = self._version, 0
+        while len(left) >= (size if self.drop_last else processes):  # a rank without rows would hang the others
+            if version != self._version:
+                left, version = self.arrange(left.sort().values, self.epoch), self._version
+            now, left = left[:size], left[size:]
+            if batch >= self._resume_at():
+                yield torch.tensor_split(now, processes)[rank].tolist()
+            batch += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the very next batch."""
+        return {"epoch": self.epoch, "trained": self._trained}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.epoch, self._trained = int(state["epoch"]), int(state["trained"])
+        self._skip = self._trained
+
+    _skip = 0
+
+    def _resume_at(self) -> int:
+        return self._skip
+
+    def _attached(self) -> TrainingTable:
+        if self.table is None:
+            raise RuntimeError(
+                f"{type(self).__name__} knows no rows yet: call attach(TrainingTable(...)), as data modules do."
+            )
+        return self.table
+
+    def _global_batch_size(self) -> int:
+        return self.batch_size * process_count()
+
+
+class Shuffled(BatchMiner):
+    """Random batches: the plain shuffled order, as the default and as the baseline."""
+
+    def arrange(self, rows: Tensor, epoch: int) -> Tensor:
+        return rows[torch.randperm(len(rows), generator=self.generator(epoch))]
+
+
+@dataclass
+class _Clock:
+    """Stands as ``batch_sampler.sampler``: the one place where Lightning looks for ``set_epoch``."""
+
+    batches: DrawnBatches = field(repr=False)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batches.set_epoch(epoch)
+
+
+class DrawnBatches(Sampler[list[Row]]):
+    """A batch sampler of `Row`: a `BatchMiner`'s batches with a positive and the sources' negatives drawn for each row.
+
+    One positive is drawn uniformly from each row's known positives, and negatives from every source, in the main
+    process: workers never hold a stale copy, and what is drawn is a function of (seed, epoch, row) alone.
+
+    Args:
+        miner: who meets in a batch; already attached.
+        sources: which negatives travel along; already attached.
+        seed: seeds positives and draws.
+    """
+
+    def __init__(self, miner: BatchMiner, sources: Sequence[NegativeSource] = (), seed: int = 0) -> None:
+        self.miner = miner
+        self.sources = tuple(sources)
+        self.seed = seed
+        self.sampler = _Clock(self)
+        self.batch_size = miner.batch_size
+        self.drop_last = miner.drop_last
+
+    def set_epoch(self, epoch: int) -> None:
+        self.miner.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.miner)
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        epoch = self.miner.epoch
+        for batch in self.miner:
+            rows = torch.tensor(batch)
+            positives = self._positives(rows, epoch)
+            negatives: list[list[int]] = [[] for _ in batch]
+            for number, source in enumerate(self.sources):
+                draw = source.draw(rows, positives, epoch, RowGenerator(self.seed, epoch, stream=number + 1))
+                taken = Ragged.from_pairs(draw.usable.nonzero()[:, 0], draw.ids[draw.usable], len(batch))
+                negatives = [old + new for old, new in zip(negatives, taken.to_lists(), strict=True)]
+            yield [
+                Row(index, positive, tuple(drawn))
+                for index, positive, drawn in zip(batch, positives.tolist(), negatives, strict=True)
+            ]
+
+    def _positives(self, rows: Tensor, epoch: int) -> Tensor:
+        """(B,) one known positive of each row, uniformly; -1 where a row has none."""
+        known = self.miner._attached().positives.select(rows)
+        share = RowGenerator(self.seed, epoch).uniform(rows, 1)[:, 0]
+        at = known.offsets[:-1] + (share * known.lengths).long()
+        values = torch.cat([known.values, known.values.new_full((1,), -1)])
+        return torch.where(known.lengths > 0, values[at.clamp(max=len(known.values))], -1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"miner": self.miner.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.miner.load_state_dict(state["miner"])
+
+
+def process_rank() -> int:
+    """This process' number among those that train together; 0 alone."""
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
+def process_count() -> int:
+    """How many processes train together; 1 alone."""
+    return torch.distributed.get_world_size() if _distributed() else 1
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,118 @@
+"""Negatives from a table that was mined once: STAR's static half, and every data set that ships its own negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from miners.base import Draw, NegativeSource, TrainingTable
+from miners.draws import RowGenerator
+from miners.ragged import Ragged
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class StaticNegatives(NegativeSource):
+    """Draw from a list per row, without replacement, uniformly over the list.
+
+    Lists may have any length; a row with fewer than ``num_negatives`` draws what it has, none if it has none. Known
+    positives of a row are taken out of its list when the training set is attached.
+
+    Args:
+        negatives: path of a table (parquet, with columns ``query_id`` and ``doc_id`` as `miners.mine` writes them, in
+            rank order), or ready lists of document ids, one per training row.
+        num_negatives: negatives per row and epoch.
+        first_rank: leave out the first ranks of each list, where unlabelled positives sit; 0 keeps all.
+        last_rank: leave out ranks from this one on; None keeps all.
+
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: a table with other columns, or with names that the training set does not know.
+
+    Source:
+        STAR, arXiv 2104.08051, section 4.1 (drawn uniformly from the first 200).
+    """
+
+    def __init__(
+        self,
+        negatives: str | Path | Ragged,
+        num_negatives: int = 1,
+        first_rank: int = 0,
+        last_rank: int | None = None,
+    ) -> None:
+        if num_negatives < 1:
+            raise ValueError(f"StaticNegatives(num_negatives={num_negatives}): wants at least 1.")
+        if first_rank < 0 or (last_rank is not None and last_rank <= first_rank):
+            raise ValueError(f"StaticNegatives(first_rank={first_rank}, last_rank={last_rank}): an empty window.")
+        if isinstance(negatives, str | Path) and not Path(negatives).exists():
+            raise FileNotFoundError(f"StaticNegatives: no table at '{negatives}'. Make one with `hardneg mine`.")
+        self.negatives = negatives
+        self.num_negatives = num_negatives
+        self.first_rank = first_rank
+        self.last_rank = last_rank
+        self._lists: Ragged | None = None
+
+    def attach(self, table: TrainingTable) -> None:
+        lists = self.negatives if isinstance(self.negatives, Ragged) else _read(Path(self.negatives), table)
+        if len(lists) != len(table):
+            raise ValueError(f"StaticNegatives has {len(lists)} lists for {len(table)} training rows.")
+        rows, values = lists.row_of_value, lists.values
+        rank = torch.arange(len(values)) - lists.offsets[rows]
+        keep = (rank >= self.first_rank) & (rank < (self.last_rank or len(values) + 1))
+        keep &= ~_pairs_in(rows, values, table.positives)
+        self._lists = Ragged.from_pairs(rows[keep], values[keep], len(table))
+
+    def draw(self, rows: Tensor, positives: Tensor, epoch: int, generator: RowGenerator) -> Draw:
+        if self._lists is None:
+            raise RuntimeError("StaticNegatives knows no rows yet: call attach(TrainingTable(...)), as data modules do.")
+        lists = self._lists.select(rows).padded()  # (B, longest)
+        missing = self.num_negatives - lists.shape[1]
+        if missing > 0:
+            lists = torch.cat([lists, lists.new_full((len(lists), missing), -1)], dim=1)
+        lottery = generator.uniform(rows, lists.shape[1])
+        lottery[lists < 0] = 2.0  # behind every real ticket
+        chosen = lottery.argsort(dim=1)[:, : self.num_negatives]
+        ids = lists.gather(1, chosen)
+        return Draw(ids, ids >= 0, "static")
+
+
+def _pairs_in(rows: Tensor, values: Tensor, lists: Ragged) -> Tensor:
+    """(V,) bool: is the value on the list of its row?"""
+    base = 1 + max((int(v.max()) for v in (values, lists.values) if len(v)), default=0)
+    return torch.isin(rows * base + values, lists.row_of_value * base + lists.values)
+
+
+def _read(path: Path, table: TrainingTable) -> Ragged:
+    """Lists by training row from a mined table; names become ids through the training set."""
+    import pyarrow.parquet as pq  # base dependency, kept out of `import miners` for its time
+
+    if table.anchor_names is None or table.document_names is None:
+        raise ValueError(f"'{path}' names queries and documents; this training set has no names. Hand over ready lists.")
+    columns = pq.read_schema(path).names
+    if not {"query_id", "doc_id"} <= set(columns):
+        raise ValueError(f"'{path}' has columns {columns}; StaticNegatives wants query_id and doc_id.")
+    mined = pq.read_table(path, columns=["query_id", "doc_id"])
+    queries = _ids_of(mined["query_id"], table.anchor_names, path, "query_id")
+    documents = _ids_of(mined["doc_id"], table.document_names, path, "doc_id")
+    by_query = Ragged.from_pairs(queries, documents, len(table.anchor_names))
+    return by_query.select(table.anchors)
+
+
+def _ids_of(column: pa.ChunkedArray, names: Sequence[str], path: Path, what: str) -> Tensor:
+    """(V,) positions of the names in ``column``."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = pc.cast(column, pa.string())
+    places: Any = pc.index_in(column, value_set=pa.array(list(names), pa.string()))
+    if places.null_count:
+        at = pc.index(pc.is_null(places), True).as_py()
+        raise ValueError(
+            f"'{path}', row {at}: {what} '{column[at]}' is not in this data set. The table was mined for another one."
+        )
+    return torch.from_numpy(places.to_numpy()).long()
