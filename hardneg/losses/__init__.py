@@ -1,0 +1,8 @@
+"""Losses over a pool of negatives; each returns (sum, count) terms."""
+
+from hardneg.losses.base import PoolLoss
+from hardneg.losses.info_nce import InfoNCE
+from hardneg.losses.ngame import NGAMEHinge
+from hardneg.losses.pairwise import LambdaRank, PairwiseLogistic, TripletMargin
+
+__all__ = ["InfoNCE", "LambdaRank", "NGAMEHinge", "PairwiseLogistic", "PoolLoss", "TripletMargin"]

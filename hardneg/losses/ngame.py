@@ -1,0 +1,50 @@
+"""NGAME's M1 loss: a hinge on the hardest in-batch negatives, softly weighted."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from hardneg.losses.base import PoolLoss
+from miners.pool import NegativePool
+
+
+class NGAMEHinge(PoolLoss):
+    """``a_n relu(s_n - s_p + margin)`` over the k hardest negatives, a = softmax of violating similarities.
+
+    Entries that do not violate keep a logit of 0 in the softmax, as published; missing entries (fewer than k usable
+    negatives) get weight 0, where the published code leaks masked positives in.
+
+    Args:
+        margin: in cosine.
+        num_negatives: k.
+        temperature: of the softmax over the k; None weighs them alike.
+
+    Shapes:
+        B anchors with one positive; count = B x k.
+
+    Source:
+        NGAME's code, `TripletMarginLossOHNM`; paper arXiv 2207.04452, equation 1.
+    """
+
+    def __init__(self, margin: float = 0.3, num_negatives: int = 10, temperature: float | None = 0.1) -> None:
+        super().__init__(temperature=1.0)
+        self.margin = margin
+        self.num_negatives = num_negatives
+        self.softmax_temperature = temperature
+
+    def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
+        positive = pool.scores(pool.positives)  # (B, 1)
+        scores, valid, _ = pool.hardest(self.num_negatives)
+        violation = F.relu(scores - positive + self.margin).where(valid, 0)
+        if self.softmax_temperature is not None:
+            logits = (scores / self.softmax_temperature).where(violation > 0, 0)
+            weight = logits.softmax(1) if bool(valid.all()) else _softmax_of(logits, valid)
+            violation = weight * violation
+        return violation.sum(), pool.count().new_tensor(len(pool) * self.num_negatives)
+
+
+def _softmax_of(logits: Tensor, valid: Tensor) -> Tensor:
+    """Softmax over valid entries; 0 elsewhere, also where none is valid."""
+    weight = (logits - logits.detach().amax(1, keepdim=True)).exp().where(valid, 0)
+    return weight / weight.sum(1, keepdim=True).clamp_min(1e-12)

@@ -1,0 +1,123 @@
+"""Losses over (positive, negative) pairs: STAR's, ADORE's, CET's, and the plain triplet hinge."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hardneg.losses.base import PoolLoss
+from hardneg.losses.info_nce import per_anchor, positive_logits
+from miners.pool import Block, NegativePool
+
+
+class PairwiseLogistic(PoolLoss):
+    """``softplus(s_n - s_p)`` over all usable pairs, one mean over all of them (RankNet, STAR).
+
+    A negative's ``log_weight`` multiplies its pairs (CET).
+
+    Args:
+        temperature: divides similarities; STAR uses raw dot products, so 1.
+        learn_temperature: train it.
+
+    Shapes:
+        count = usable pairs.
+
+    Source:
+        STAR, arXiv 2104.08051, section 4.1; CET weights, equation 9 of its paper.
+    """
+
+    def __init__(self, temperature: float = 1.0, learn_temperature: bool = False) -> None:
+        super().__init__(temperature, learn_temperature)
+
+    def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
+        rows, positive = positive_logits(pool)
+        total = positive.new_zeros(())
+        count = rows.new_zeros(())
+        for block in pool.negatives:
+            gap = pool.scores(block)[rows] / pool.temperature - positive[:, None]  # (V, N)
+            usable = pool.usable_of(block)[rows]
+            total = total + (_pair_weight(block, rows) * F.softplus(gap)).where(usable, 0).sum()
+            count = count + usable.sum()
+        return total, count
+
+
+class TripletMargin(PoolLoss):
+    """``relu(s_n - s_p + margin)`` of each positive against its anchor's hardest negatives.
+
+    Args:
+        margin: in similarity units (cosine: [0, 2]).
+        num_negatives: hardest negatives per anchor.
+
+    Shapes:
+        count = pairs (fewer where an anchor has fewer usable negatives).
+
+    Source:
+        FaceNet, arXiv 1503.03832, equation 3, on similarities.
+    """
+
+    def __init__(self, margin: float = 0.2, num_negatives: int = 1) -> None:
+        super().__init__(temperature=1.0)
+        self.margin = margin
+        self.num_negatives = num_negatives
+
+    def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
+        rows, positive = positive_logits(pool)
+        scores, valid, _ = pool.hardest(self.num_negatives)
+        hinge = F.relu(scores[rows] - positive[:, None] * pool.temperature + self.margin)
+        return hinge.where(valid[rows], 0).sum(), valid[rows].sum()
+
+
+class LambdaRank(PoolLoss):
+    """Pairs weighted by what swapping them would change in the reciprocal rank (ADORE).
+
+    ``|a_p - a_n| softplus(s_n - s_p)``, a_r = 1/r up to ``cutoff`` and 0 beyond, mean over each anchor's pairs, then
+    over anchors.
+
+    Args:
+        cutoff: ranks beyond it discount to 0; None = none do.
+        temperature: divides similarities.
+
+    Shapes:
+        needs ``rank`` on positives (B, P) and negatives (B, N).
+
+    Raises:
+        ValueError: a block without ranks.
+
+    Source:
+        ADORE, arXiv 2104.08051, section 5.2. Differs: cutoff None means no cut, where the published code's loss is 0.
+    """
+
+    needs = frozenset({"rank"})
+
+    def __init__(self, cutoff: int | None = None, temperature: float = 1.0) -> None:
+        super().__init__(temperature)
+        if cutoff is not None and cutoff < 1:
+            raise ValueError(f"LambdaRank(cutoff={cutoff}): wants at least 1, or None for no cut.")
+        self.cutoff = cutoff
+
+    def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
+        rows, positive = positive_logits(pool)
+        usable = pool.usable_of(pool.positives)
+        discount = self._discount(pool.positives)[usable]  # (V,), in the order of ``rows``
+        total, pairs = torch.zeros_like(positive), torch.zeros_like(positive)
+        for block in pool.negatives:
+            gap = pool.scores(block)[rows] / pool.temperature - positive[:, None]  # (V, N)
+            weight = (discount[:, None] - self._discount(block)[rows]).abs() * _pair_weight(block, rows)
+            allowed = pool.usable_of(block)[rows]
+            total = total + (weight * F.softplus(gap)).where(allowed, 0).sum(1)
+            pairs = pairs + allowed.sum(1)
+        # an anchor whose list holds positives only has no pair to swap: it counts, and costs nothing
+        return per_anchor(total / pairs.clamp_min(1), rows, len(pool))
+
+    def _discount(self, block: Block) -> Tensor:
+        if block.rank is None:
+            raise ValueError(
+                f"LambdaRank needs ranks; block '{block.origin}' has none. Put ADORE in the chain, or use another loss."
+            )
+        discount = 1.0 / block.rank.clamp_min(1)
+        return discount if self.cutoff is None else discount.where(block.rank <= self.cutoff, 0)
+
+
+def _pair_weight(block: Block, rows: Tensor) -> Tensor | float:
+    return 1.0 if block.log_weight is None else block.log_weight.exp()[rows]
