@@ -1,0 +1,138 @@
+"""The BEIR layout: corpus.jsonl, queries.jsonl (each may be .gz) and qrels/<split>.tsv, in one folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datamodules.readers import Place, id_field, read_records, text_field
+from datamodules.samples import sample_folder
+from datamodules.texts import Texts
+
+LAYOUT = "A BEIR folder holds corpus.jsonl(.gz), queries.jsonl(.gz) and qrels/<split>.tsv"
+HEADER = {"query-id", "corpus-id", "score"}
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """V judgements of one split, in the file's order.
+
+    Args:
+        queries: (V,) int64 query ids.
+        documents: (V,) int64 document ids.
+        grades: (V,) int64 relevance; 0 = judged and found irrelevant.
+    """
+
+    queries: Tensor
+    documents: Tensor
+    grades: Tensor
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def at_least(self, grade: int) -> Judgements:
+        """The judgements of this grade and better."""
+        kept = self.grades >= grade
+        return Judgements(self.queries[kept], self.documents[kept], self.grades[kept])
+
+
+def read_corpus(folder: Path, title: bool = True) -> Texts:
+    """Read the documents; id = line, text = title and text joined by one space as BEIR does, or the text alone.
+
+    Raises:
+        FileNotFoundError: there is no corpus file.
+        ValueError: a line that is no record, a duplicate id, a document without text; file and line are named.
+    """
+
+    def documents() -> Iterator[tuple[Place, str, str]]:
+        for place, fields in read_records(_find(folder, "corpus")):
+            text = text_field(place, fields, "text")
+            if title and "title" in fields:
+                text = f"{text_field(place, fields, 'title')} {text}".strip()
+            yield place, id_field(place, fields, "_id"), text
+
+    return Texts.read(documents(), "document")
+
+
+def read_queries(folder: Path) -> Texts:
+    """Read the queries; id = line.
+
+    Raises:
+        FileNotFoundError: there is no queries file.
+        ValueError: a line that is no record, a duplicate id, a query without text; file and line are named.
+    """
+    records = read_records(_find(folder, "queries"))
+    return Texts.read(((at, id_field(at, row, "_id"), text_field(at, row, "text")) for at, row in records), "query")
+
+
+def read_qrels(folder: Path, split: str, queries: Texts, corpus: Texts) -> Judgements:
+    """Read the judgements of a split.
+
+    Raises:
+        FileNotFoundError: the split has no file; the splits that are there are named.
+        ValueError: another header, an id that queries or corpus lack, a grade that is no whole number, or a pair
+            judged twice and differently; file and line are named.
+    """
+    path = folder / "qrels" / f"{split}.tsv"
+    if not path.exists():
+        found = ", ".join(sorted(file.stem for file in path.parent.glob("*.tsv"))) or "none"
+        raise FileNotFoundError(
+            f"{path} does not exist: no judgements for the split '{split}'; splits that are there: {found}. Set the "
+            "split's name (train_split, val_split, test_split) to one of them, or val_split and test_split to null."
+        )
+    seen: dict[tuple[int, int], int] = {}  # keeps the file's order
+    for place, row in read_records(path):
+        if not row.keys() >= HEADER:
+            raise ValueError(
+                f"{path}, line 1: wants the header query-id, corpus-id, score (tabs between), got {', '.join(row)}."
+            )
+        query = queries.names.position(row["query-id"])
+        document = corpus.names.position(row["corpus-id"])
+        if query is None:
+            raise ValueError(f"{place}: unknown query id '{row['query-id']}'; the queries file has no such _id.")
+        if document is None:
+            raise ValueError(f"{place}: unknown document id '{row['corpus-id']}'; the corpus file has no such _id.")
+        grade = _grade(place, row["score"])
+        if seen.setdefault((query, document), grade) != grade:
+            raise ValueError(
+                f"{place}: query '{row['query-id']}' and document '{row['corpus-id']}' were judged "
+                f"{seen[query, document]} before and {grade} here."
+            )
+    pairs = torch.tensor(list(seen), dtype=torch.long).reshape(-1, 2)  # (V, 2)
+    return Judgements(pairs[:, 0], pairs[:, 1], torch.tensor(list(seen.values()), dtype=torch.long))
+
+
+def open_folder(folder: str | os.PathLike[str]) -> Path:
+    """Find a data folder: a path with "~" and environment variables filled in, or "sample:<name>" for a packaged one.
+
+    Raises:
+        FileNotFoundError: it is not there, or a variable in its name is not set.
+    """
+    if os.fspath(folder).startswith("sample:"):
+        return sample_folder(os.fspath(folder).removeprefix("sample:"))
+    path = Path(os.path.expandvars(os.path.expanduser(folder)))
+    if "$" in os.fspath(path):
+        raise FileNotFoundError(f"data folder {path}: the environment variable in its name is not set.")
+    if not path.is_dir():
+        raise FileNotFoundError(f"data folder {path} does not exist. {LAYOUT}; set data.init_args.folder to one.")
+    return path
+
+
+def _find(folder: Path, stem: str) -> Path:
+    for suffix in SUFFIXES:
+        if (folder / f"{stem}{suffix}").exists():
+            return folder / f"{stem}{suffix}"
+    raise FileNotFoundError(f"{folder} has no {stem}{f', {stem}'.join(SUFFIXES)}. {LAYOUT}.")
+
+
+def _grade(place: Place, score: str) -> int:
+    try:
+        return int(score)
+    except ValueError:
+        raise ValueError(f"{place}: score must be a whole number (0 = not relevant), got '{score}'.") from None

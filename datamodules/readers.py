@@ -1,0 +1,219 @@
+"""Stream records from the files people have: jsonl, csv, tsv (each also .gz), parquet, and folders saved by `datasets`.
+
+A reader holds one line, or one block of a columnar file, at a time. Each record comes with its `Place`, so that
+whoever finds it wrong can name the file and the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Fields = Mapping[str, Any]
+BLOCK_ROWS = 1024  # rows of a columnar file that are Python objects at one time
+
+
+class Place(NamedTuple):
+    """Where a record stands: prints as "corpus.jsonl.gz, line 7" behind its folder."""
+
+    path: Path
+    number: int
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.unit} {self.number}"
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[Place, Fields]]:
+    """Stream the records of a file as (place, fields), in the file's order.
+
+    Args:
+        path: a .jsonl, .csv, .tsv (each also .gz) or .parquet file, or a folder written by `Dataset.save_to_disk`.
+
+    Raises:
+        FileNotFoundError: nothing is there; the message says which formats would do.
+        ValueError: a line that is no record (file and line are named), or a format that is not known.
+        ImportError: a `datasets` folder without the package `datasets`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist. Wanted: a file ending in {FORMATS}, or a `datasets` folder.")
+    reader = _datasets_folder if path.is_dir() else _READERS.get(_suffix(path))
+    if reader is None:
+        raise ValueError(f"{path}: unknown format. Wanted: a file ending in {FORMATS}, or a `datasets` folder.")
+    return reader(path)
+
+
+def text_field(place: Place, fields: Fields, name: str) -> str:
+    """Get a field that must be text: "" where it is null or a csv cell is empty.
+
+    Raises:
+        ValueError: the field is missing (the fields that are there are named), is not text, or is no valid unicode.
+    """
+    if name not in fields:
+        raise ValueError(f"{place}: has no field '{name}'; its fields are {', '.join(map(str, fields)) or 'none'}.")
+    value = fields[name]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: field '{name}' must be text, got {_shown(value)}.")
+    return _unicode(place, name, value)
+
+
+def id_field(place: Place, fields: Fields, name: str) -> str:
+    """Get a field that names something: text or a whole number, never empty.
+
+    Raises:
+        ValueError: the field is missing, empty, or neither text nor a whole number.
+    """
+    value = fields.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    text = text_field(place, fields, name)
+    if not text:
+        raise ValueError(f"{place}: field '{name}' is empty; every record needs an id of its own.")
+    return text
+
+
+def texts_field(place: Place, fields: Fields, name: str) -> list[str]:
+    """Get a field that may hold one text, a list of texts, or nothing; empty texts are left out.
+
+    Raises:
+        ValueError: the field is missing, or holds something that is not text.
+    """
+    value = fields.get(name)
+    if not isinstance(value, list | tuple):
+        value = [text_field(place, fields, name)]
+    for text in value:
+        if not (text is None or isinstance(text, str)):
+            raise ValueError(f"{place}: field '{name}' must hold texts, got {_shown(text)} in its list.")
+    return [_unicode(place, name, text) for text in value if text and not text.isspace()]
+
+
+def _unicode(place: Place, name: str, text: str) -> str:
+    if not text.isascii():  # a lone surrogate ("\ud83d", half of an emoji) is a str that no file or tokenizer takes
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{place}: field '{name}' is not valid unicode ({error}).") from None
+    return text
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines as text with their ends; decoding line by line, so that a bad byte has a line number."""
+    number = 0
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as raw:
+        try:
+            for number, line in enumerate(raw, start=1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{Place(path, number)}: is not UTF-8 ({error.reason} at byte {error.start}).") from None
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}: damaged gzip file after line {number} ({error}).") from None
+
+
+def _jsonl(path: Path) -> Iterator[tuple[Place, Fields]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if line.isspace():
+            continue
+        place = Place(path, number)
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place}: is not JSON ({error.msg} at column {error.colno}).") from None
+        if not isinstance(fields, dict):
+            raise ValueError(f"{place}: must be one JSON object {{...}}, got {_shown(fields)}.")
+        yield place, fields
+
+
+def _separated(path: Path, delimiter: str) -> Iterator[tuple[Place, Fields]]:
+    """Records under a header line; a record that spans lines (quoted line breaks) is named by its last line."""
+    rows = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+    try:
+        header = next(rows, None)
+        if header is None:
+            raise ValueError(f"{path}: is empty. Wanted: a header line with the names of the columns.")
+        if len(set(header)) < len(header):
+            raise ValueError(f"{Place(path, 1)}: the header names a column twice: {', '.join(header)}.")
+        for row in rows:
+            if not row:
+                continue
+            place = Place(path, rows.line_num)
+            if len(row) != len(header):
+                raise ValueError(f"{place}: has {len(row)} fields, but the header names {len(header)}.")
+            yield place, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{Place(path, rows.line_num)}: {error}.") from None
+
+
+def _csv(path: Path) -> Iterator[tuple[Place, Fields]]:
+    return _separated(path, ",")
+
+
+def _tsv(path: Path) -> Iterator[tuple[Place, Fields]]:
+    return _separated(path, "\t")
+
+
+def _parquet(path: Path) -> Iterator[tuple[Place, Fields]]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield from _rows(path, (batch.to_pylist() for batch in file.iter_batches(batch_size=BLOCK_ROWS)))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: is not a parquet file that can be read ({error}).") from None
+
+
+def _datasets_folder(path: Path) -> Iterator[tuple[Place, Fields]]:
+    if (path / "dataset_dict.json").exists():
+        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+        raise ValueError(
+            f"{path}: holds several splits ({', '.join(splits)}). Give the folder of one, {path / (splits or ['train'])[0]}."
+        )
+    if not (path / "state.json").exists():
+        raise ValueError(
+            f"{path}: is a folder, but not one written by `Dataset.save_to_disk`. "
+            f"Give such a folder, or a file ending in {FORMATS}."
+        )
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(f"{path} was saved by `datasets`; reading it needs `pip install datasets`.") from None
+    table = datasets.load_from_disk(os.fspath(path)).with_format("arrow")
+    return _rows(path, (block.to_pylist() for block in table.iter(batch_size=BLOCK_ROWS)))
+
+
+def _rows(path: Path, blocks: Iterator[Sequence[dict[str, Any]]]) -> Iterator[tuple[Place, Fields]]:
+    number = 0
+    for block in blocks:
+        for fields in block:
+            number += 1
+            yield Place(path, number, "row"), fields
+
+
+def _suffix(path: Path) -> str:
+    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+
+
+_READERS: Mapping[str, Callable[[Path], Iterator[tuple[Place, Fields]]]] = {
+    ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl,
+    ".csv": _csv,
+    ".csv.gz": _csv,
+    ".tsv": _tsv,
+    ".tsv.gz": _tsv,
+    ".parquet": _parquet,
+}
+FORMATS = ", ".join(_READERS)

@@ -1,0 +1,328 @@
+"""What retrieval sets have in common: queries, a corpus, judgements, and the loaders between them and a module."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batch import Batch
+from datamodules.beir import Judgements
+from datamodules.texts import Texts
+from miners.base import BatchMiner, DrawnBatches, NegativeSource, Row, Shuffled, TrainingTable
+from miners.pool import Items
+from miners.ragged import Ragged
+
+log = logging.getLogger(__name__)
+
+
+class TextData(LightningDataModule, ABC):
+    """Queries and documents as texts. Subclasses read them; everything after that is here.
+
+    One training row per query that has a positive; which of its positives travels is drawn anew each epoch. A row's
+    known positives, which must never be its negatives, are those of every query with the same normalised text, and
+    every document with the same normalised text as one of them.
+
+    Args:
+        batch_size: training rows of one process' batch; `batch_miner` takes it over.
+        batch_miner: who meets in a batch; None shuffles.
+        sources: which negatives travel with a row, besides the other rows' documents.
+        drop_last: leave the last, shorter training batch out; `batch_miner` takes it over.
+        eval_batch_size: texts of one batch of the validation, test and predict loaders.
+        num_workers: processes that make batches; 0 = the main process.
+        seed: seeds orders, positives and draws; `batch_miner` takes it over.
+
+    Raises:
+        ValueError: a size below 1, or a `batch_miner` that was given another batch_size, drop_last or seed.
+    """
+
+    query_texts: Texts
+    corpus_texts: Texts
+    train_split: str
+    val_split: str | None
+    test_split: str | None
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        batch_miner: BatchMiner | None = None,
+        sources: Sequence[NegativeSource] = (),
+        drop_last: bool = False,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{type(self).__name__}({name}={value}): wants at least {least}.")
+        self.batch_size = batch_size
+        self.batch_miner = Shuffled() if batch_miner is None else batch_miner
+        self.sources = tuple(sources)
+        self.drop_last = drop_last
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        for name in ("batch_size", "drop_last", "seed"):
+            self._hand_over(name)
+        for source in self.sources:
+            if source.space != "document":
+                raise ValueError(
+                    f"{type(source).__name__} draws from the space '{source.space}', but the negatives of "
+                    f"{type(self).__name__} are texts of the space 'document'."
+                )
+        self.batches: DrawnBatches | None = None
+        self._judgements: dict[str, Judgements] = {}
+
+    @abstractmethod
+    def read_texts(self) -> tuple[Texts, Texts]:
+        """Read queries and corpus."""
+
+    @abstractmethod
+    def read_judgements(self, split: str) -> Judgements:
+        """Read who is relevant for whom in a split."""
+
+    def positives(self, split: str) -> Judgements:
+        """The judgements of a split that count as positives."""
+        return self.judgements(split)
+
+    def judgements(self, split: str) -> Judgements:
+        """All judgements of a split, read once."""
+        if split not in self._judgements:
+            self._judgements[split] = self.read_judgements(split)
+        return self._judgements[split]
+
+    # What Lightning calls
+
+    def setup(self, stage: str) -> None:
+        """Read what ``stage`` needs, so that every mistake in the files shows before training starts."""
+        if not hasattr(self, "query_texts"):
+            self.query_texts, self.corpus_texts = self.read_texts()
+        if stage == "fit" and self.batches is None:
+            table = training_table(self.query_texts, self.corpus_texts, self.positives(self.train_split))
+            if len(table) == 0:
+                raise ValueError(
+                    f"{self}: no query of the split '{self.train_split}' has a positive; nothing to train on."
+                )
+            self.batch_miner.attach(table)
+            for source in self.sources:
+                source.attach(table)
+            self.batches = DrawnBatches(self.batch_miner, self.sources, self.seed)
+            log.info("%s: %d training rows, %d documents", self, len(table), len(self.corpus_texts))
+        if stage in ("fit", "validate") and self.val_split is not None:
+            self.queries(self.val_split)
+        if stage == "test" and self.test_split is not None:
+            self.queries(self.test_split)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of training rows; `Batch` says what is in one.
+
+        Raises:
+            ValueError: several processes with `use_distributed_sampler`, which would share the shares once more.
+        """
+        batches = self._training()
+        if self.trainer is not None:
+            if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+                raise ValueError(
+                    f"{self} shares its batches between the {self.trainer.world_size} processes itself, so that hard "
+                    "batches stay together, but the Trainer wants to put a sampler of its own in their place. Set "
+                    "trainer.use_distributed_sampler=false."
+                )
+            # Lightning starts a resumed epoch's workers before it tells the sampler which epoch that is.
+            batches.set_epoch(self.trainer.current_epoch)
+        collate = CollateRows(self.query_texts, self.corpus_texts, self.table)
+        return self._loader(_Itself(len(self.table)), collate, batch_sampler=batches)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Queries of the validation split, as batches with the side "query"; none without a split."""
+        return self._query_loader(self.val_split)
+
+    def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Queries of the test split, as batches with the side "query"; none without a split."""
+        return self._query_loader(self.test_split)
+
+    def predict_dataloader(self) -> list[DataLoader[Batch]]:
+        """All queries, then the whole corpus: two loaders, with the sides "query" and "document"."""
+        return [self._text_loader(texts, range(len(texts))) for texts in (self.query_texts, self.corpus_texts)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the epoch training stands, for the checkpoint."""
+        return {} if self.batches is None else {"batches": self.batches.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on with the batch after the checkpoint's last."""
+        if "batches" in state_dict:
+            self._training().load_state_dict(state_dict["batches"])
+
+    # What modules, callbacks and reports ask for
+
+    @property
+    def table(self) -> TrainingTable:
+        """The training rows as ids; there after ``setup("fit")``."""
+        table = self._training().miner.table
+        assert table is not None
+        return table
+
+    def queries(self, split: str) -> tuple[Tensor, Sequence[str]]:
+        """The queries of a split that have a positive: ids (Q,), ascending, and their texts.
+
+        Raises:
+            ValueError: no query of the split has one.
+        """
+        ids = self.positives(split).queries.unique()
+        if len(ids) == 0:
+            raise ValueError(f"{self}: no query of the split '{split}' has a positive; there is nothing to evaluate.")
+        return ids, self.query_texts.take(ids)
+
+    def corpus(self) -> tuple[Tensor, Sequence[str]]:
+        """The whole corpus: ids (M,) = 0 .. M - 1, and the texts."""
+        return torch.arange(len(self.corpus_texts)), self.corpus_texts
+
+    def qrels(self, split: str) -> dict[str, dict[str, int]]:
+        """The judgements of a split by name, {query: {document: grade}}, as evaluation libraries take them.
+
+        Only queries that have a positive, as in `queries`; with all their grades, 0 included.
+        """
+        judged = self.judgements(split)
+        evaluated = torch.isin(judged.queries, self.queries(split)[0])
+        result: dict[str, dict[str, int]] = {}
+        columns = (judged.queries, judged.documents, judged.grades)
+        for query, document, grade in zip(*(column[evaluated].tolist() for column in columns), strict=True):
+            of_query = result.setdefault(self.query_texts.names[query], {})
+            of_query[self.corpus_texts.names[document]] = grade
+        return result
+
+    def text_of(self, ids: Tensor | Sequence[int], space: str) -> list[str]:
+        """The texts of ids (n,) of a space, "query" or "document"."""
+        return self._texts(space).take(ids)
+
+    def names(self, space: str) -> Sequence[str]:
+        """The names that the files give to the things of a space; position = id."""
+        return self._texts(space).names
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+    def _texts(self, space: str) -> Texts:
+        texts = {"query": self.query_texts, "document": self.corpus_texts}
+        if space not in texts:
+            raise ValueError(f"{self} has the spaces 'query' and 'document', not '{space}'.")
+        return texts[space]
+
+    def _training(self) -> DrawnBatches:
+        if self.batches is None:
+            raise RuntimeError(f"{self} has no training rows yet: call setup('fit') first, as trainer.fit does.")
+        return self.batches
+
+    def _query_loader(self, split: str | None) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        return [] if split is None else self._text_loader(self.query_texts, self.queries(split)[0].tolist())
+
+    def _text_loader(self, texts: Texts, ids: Sequence[int]) -> DataLoader[Batch]:
+        return self._loader(ids, CollateTexts(texts), batch_size=self.eval_batch_size)
+
+    def _loader(self, dataset: Any, collate: Any, **how: Any) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset, collate_fn=collate, num_workers=self.num_workers, persistent_workers=self.num_workers > 0, **how
+        )
+
+    def _hand_over(self, name: str) -> None:
+        """Give the batch miner one of this module's settings; complain if it was given another."""
+        ours, theirs = getattr(self, name), getattr(self.batch_miner, name)
+        unset = inspect.signature(type(self.batch_miner)).parameters.get(name)
+        if theirs != ours and (unset is None or theirs != unset.default):
+            miner = type(self.batch_miner).__name__
+            raise ValueError(
+                f"{miner}({name}={theirs!r}) meets {self} with {name}={ours!r}. Set data.init_args.{name} alone: the "
+                "batch miner takes it over."
+            )
+        setattr(self.batch_miner, name, ours)
+
+
+class _Itself(Dataset[Row]):
+    """A data set whose members are the `Row` that the batch sampler asks for: all work is done in collate."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, row: Row) -> Row:  # type: ignore[override]
+        return row
+
+
+class CollateRows:
+    """Turn B `Row` into a `Batch` with the sides "query", "document" and, if sources drew any, "drawn"."""
+
+    def __init__(self, queries: Texts, corpus: Texts, table: TrainingTable) -> None:
+        self.queries, self.corpus = queries, corpus
+        self.anchors, self.known = table.anchors, table.positives
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        index = torch.tensor([row.index for row in rows])  # (B,)
+        ids = {"query": self.anchors[index], "document": torch.tensor([row.positive for row in rows])}
+        inputs = {"query": self.queries.take(ids["query"]), "document": self.corpus.take(ids["document"])}
+        items = {"query": identities(self.queries, ids["query"]), "document": identities(self.corpus, ids["document"])}
+        drawn = torch.tensor([negative for row in rows for negative in row.negatives], dtype=torch.long)  # (N,)
+        if len(drawn):
+            lengths = torch.tensor([len(row.negatives) for row in rows])
+            inputs["drawn"] = self.corpus.take(drawn)
+            items["drawn"] = identities(self.corpus, drawn, torch.arange(len(rows)).repeat_interleave(lengths))
+        return Batch(inputs, items, self.known.select(index), index)
+
+
+class CollateTexts:
+    """Turn ids into a `Batch` with one side, for encoding alone: no positives, nothing known."""
+
+    def __init__(self, texts: Texts) -> None:
+        self.texts = texts
+
+    def __call__(self, ids: Sequence[int]) -> Batch:
+        at = torch.tensor(ids)
+        side = self.texts.space
+        return Batch({side: self.texts.take(at)}, {side: identities(self.texts, at)}, Ragged.empty(len(at)), at)
+
+
+def identities(texts: Texts, ids: Tensor, rows: Tensor | None = None) -> Items:
+    """Who these texts are: ids (N,) and content, without embeddings yet."""
+    return Items(ids=ids, content=texts.content[ids], space=texts.space, rows=rows)
+
+
+def training_table(queries: Texts, corpus: Texts, positives: Judgements) -> TrainingTable:
+    """One row per query with a positive, in the order of the queries' ids."""
+    anchors = positives.queries.unique()  # (N,)
+    return TrainingTable(
+        anchors=anchors,
+        positives=known_positives(queries.content, corpus.content, positives).select(anchors),
+        anchor_content=queries.content[anchors],
+        document_content=corpus.content,
+        anchor_names=queries.names,
+        document_names=corpus.names,
+    )
+
+
+def known_positives(query_content: Tensor, document_content: Tensor, positives: Judgements) -> Ragged:
+    """All documents that are a positive of a query if equal texts are one thing, for each of the Q queries, sorted.
+
+    Shapes:
+        query_content (Q,), document_content (M,); Q lists out.
+    """
+    query_groups, query_group = query_content.unique(return_inverse=True)  # (Q,) equal text, equal group
+    document_groups, document_group = document_content.unique(return_inverse=True)  # (M,)
+    num_documents = len(document_content)
+    twins = Ragged.from_pairs(document_group, torch.arange(num_documents), len(document_groups))
+    grown = twins.select(document_group[positives.documents])  # V lists: the positive and its equals
+    group = query_group[positives.queries][grown.row_of_value]
+    pairs = (group * num_documents + grown.values).unique()  # each pair once, sorted
+    return Ragged.from_pairs(pairs // num_documents, pairs % num_documents, len(query_groups)).select(query_group)
