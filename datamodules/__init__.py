@@ -1,6 +1,7 @@
-"""Data modules: standard files in, `Batch` out. One `LightningDataModule` per kind of task, and the readers it needs."""
+"""Data modules: standard files in, `Batch` out; one `LightningDataModule` per kind of task."""
 
 from datamodules.batch import Batch
+from datamodules.pairs import PairsData
 from datamodules.retrieval import RetrievalData
 
-__all__ = ["Batch", "RetrievalData"]
+__all__ = ["Batch", "PairsData", "RetrievalData"]

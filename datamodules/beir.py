@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datamodules.readers import Place, id_field, read_records, text_field
+from datamodules.readers import Place, expand, id_field, read_records, text_field
 from datamodules.samples import sample_folder
 from datamodules.texts import Texts
 
@@ -116,9 +116,7 @@ def open_folder(folder: str | os.PathLike[str]) -> Path:
     """
     if os.fspath(folder).startswith("sample:"):
         return sample_folder(os.fspath(folder).removeprefix("sample:"))
-    path = Path(os.path.expandvars(os.path.expanduser(folder)))
-    if "$" in os.fspath(path):
-        raise FileNotFoundError(f"data folder {path}: the environment variable in its name is not set.")
+    path = expand(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"data folder {path} does not exist. {LAYOUT}; set data.init_args.folder to one.")
     return path

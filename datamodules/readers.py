@@ -41,13 +41,25 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[Place, Fields]]
         ValueError: a line that is no record (file and line are named), or a format that is not known.
         ImportError: a `datasets` folder without the package `datasets`.
     """
-    path = Path(path)
+    path = expand(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. Wanted: a file ending in {FORMATS}, or a `datasets` folder.")
     reader = _datasets_folder if path.is_dir() else _READERS.get(_suffix(path))
     if reader is None:
         raise ValueError(f"{path}: unknown format. Wanted: a file ending in {FORMATS}, or a `datasets` folder.")
     return reader(path)
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """Fill in "~" and environment variables, as in "$HARDNEG_DATA/scifact".
+
+    Raises:
+        FileNotFoundError: a variable is not set.
+    """
+    filled = os.path.expandvars(os.path.expanduser(path))
+    if "$" in filled:
+        raise FileNotFoundError(f"{filled}: the environment variable in this path is not set.")
+    return Path(filled)
 
 
 def text_field(place: Place, fields: Fields, name: str) -> str:
@@ -179,9 +191,8 @@ def _parquet(path: Path) -> Iterator[tuple[Place, Fields]]:
 def _datasets_folder(path: Path) -> Iterator[tuple[Place, Fields]]:
     if (path / "dataset_dict.json").exists():
         splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
-        raise ValueError(
-            f"{path}: holds several splits ({', '.join(splits)}). Give the folder of one, {path / (splits or ['train'])[0]}."
-        )
+        one = path / (splits or ["train"])[0]
+        raise ValueError(f"{path}: holds several splits ({', '.join(splits)}). Give the folder of one, such as {one}.")
     if not (path / "state.json").exists():
         raise ValueError(
             f"{path}: is a folder, but not one written by `Dataset.save_to_disk`. "

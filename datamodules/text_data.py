@@ -97,6 +97,10 @@ class TextData(LightningDataModule, ABC):
         """The judgements of a split that count as positives."""
         return self.judgements(split)
 
+    def own_sources(self, table: TrainingTable) -> Sequence[NegativeSource]:
+        """Sources that come with the files, before those that the user names."""
+        return ()
+
     def judgements(self, split: str) -> Judgements:
         """All judgements of a split, read once."""
         if split not in self._judgements:
@@ -116,9 +120,10 @@ class TextData(LightningDataModule, ABC):
                     f"{self}: no query of the split '{self.train_split}' has a positive; nothing to train on."
                 )
             self.batch_miner.attach(table)
-            for source in self.sources:
+            sources = (*self.own_sources(table), *self.sources)
+            for source in sources:
                 source.attach(table)
-            self.batches = DrawnBatches(self.batch_miner, self.sources, self.seed)
+            self.batches = DrawnBatches(self.batch_miner, sources, self.seed)
             log.info("%s: %d training rows, %d documents", self, len(table), len(self.corpus_texts))
         if stage in ("fit", "validate") and self.val_split is not None:
             self.queries(self.val_split)
@@ -141,7 +146,7 @@ class TextData(LightningDataModule, ABC):
                 )
             # Lightning starts a resumed epoch's workers before it tells the sampler which epoch that is.
             batches.set_epoch(self.trainer.current_epoch)
-        collate = CollateRows(self.query_texts, self.corpus_texts, self.table)
+        collate = CollateRows(self.query_texts, self.corpus_texts, self.table, drawn=bool(batches.sources))
         return self._loader(_Itself(len(self.table)), collate, batch_sampler=batches)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
@@ -263,10 +268,13 @@ class _Itself(Dataset[Row]):
 
 
 class CollateRows:
-    """Turn B `Row` into a `Batch` with the sides "query", "document" and, if sources drew any, "drawn"."""
+    """Turn B `Row` into a `Batch` with the sides "query", "document" and, where there are sources, "drawn".
 
-    def __init__(self, queries: Texts, corpus: Texts, table: TrainingTable) -> None:
-        self.queries, self.corpus = queries, corpus
+    A batch for which no source drew anything has an empty side "drawn": processes that gather must agree on the sides.
+    """
+
+    def __init__(self, queries: Texts, corpus: Texts, table: TrainingTable, drawn: bool) -> None:
+        self.queries, self.corpus, self.drawn = queries, corpus, drawn
         self.anchors, self.known = table.anchors, table.positives
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
@@ -274,8 +282,8 @@ class CollateRows:
         ids = {"query": self.anchors[index], "document": torch.tensor([row.positive for row in rows])}
         inputs = {"query": self.queries.take(ids["query"]), "document": self.corpus.take(ids["document"])}
         items = {"query": identities(self.queries, ids["query"]), "document": identities(self.corpus, ids["document"])}
-        drawn = torch.tensor([negative for row in rows for negative in row.negatives], dtype=torch.long)  # (N,)
-        if len(drawn):
+        if self.drawn:
+            drawn = torch.tensor([negative for row in rows for negative in row.negatives], dtype=torch.long)  # (N,)
             lengths = torch.tensor([len(row.negatives) for row in rows])
             inputs["drawn"] = self.corpus.take(drawn)
             items["drawn"] = identities(self.corpus, drawn, torch.arange(len(rows)).repeat_interleave(lengths))

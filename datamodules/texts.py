@@ -108,7 +108,7 @@ class Texts(Sequence[str]):
         space: "query" or "document".
     """
 
-    def __init__(self, texts: pa.ChunkedArray, names: Vocabulary, content: Tensor, space: str) -> None:
+    def __init__(self, texts: pa.LargeStringArray, names: Vocabulary, content: Tensor, space: str) -> None:
         self._texts = texts
         self.names = names
         self.content = content
@@ -121,21 +121,10 @@ class Texts(Sequence[str]):
         Raises:
             ValueError: a name that was there before, or a text without a letter in it; file and line are named.
         """
-        names, chunks, content, block = Vocabulary(), [], [], []
+        builder = TextsBuilder(space)
         for place, name, text in records:
-            if not names.add(name):
-                raise ValueError(f"{place}: duplicate id: {space} '{name}' was there before; ids must be unique.")
-            if not text or text.isspace():
-                raise ValueError(
-                    f"{place}: empty text: {space} '{name}' has nothing to encode. Remove it, or fill it in."
-                )
-            content.append(content_hash(text))
-            block.append(text)
-            if len(block) == BLOCK_TEXTS:
-                chunks.append(pa.array(block, pa.large_string()))
-                block = []
-        chunks.append(pa.array(block, pa.large_string()))
-        return cls(pa.chunked_array(chunks).combine_chunks(), names, torch.tensor(content, dtype=torch.long), space)
+            builder.add(place, name, text)
+        return builder.build()
 
     def take(self, ids: Tensor | Sequence[int]) -> list[str]:
         """The texts of ``ids`` (n,), in that order.
@@ -156,3 +145,54 @@ class Texts(Sequence[str]):
         if isinstance(at, slice):
             return self.take(torch.arange(len(self))[at])
         return self._texts[at].as_py()
+
+
+class TextsBuilder:
+    """Collect texts one by one; only a block of them is Python strings at any time.
+
+    Args:
+        space: "query" or "document".
+    """
+
+    def __init__(self, space: str) -> None:
+        self.space = space
+        self.names = Vocabulary()
+        self._content: list[int] = []
+        self._block: list[str] = []
+        self._chunks: list[pa.Array] = []
+
+    def add(self, place: Place, name: str, text: str) -> int:
+        """Take one text; give its id.
+
+        Raises:
+            ValueError: a name that was there before, or a text without a letter in it; file and line are named.
+        """
+        if not self.names.add(name):
+            raise ValueError(f"{place}: duplicate id: {self.space} '{name}' was there before; ids must be unique.")
+        if not text or text.isspace():
+            raise ValueError(f"{place}: empty text: {self.space} '{name}' has nothing to encode. Remove or fill it.")
+        self._content.append(content_hash(text))
+        self._block.append(text)
+        if len(self._block) == BLOCK_TEXTS:
+            self._flush()
+        return len(self.names) - 1
+
+    def add_once(self, place: Place, text: str) -> int:
+        """Take a text that has no name; the same text again has the same id, and a name made of its hash.
+
+        Raises:
+            ValueError: a text without a letter in it; file and line are named.
+        """
+        name = blake2b(text.encode(), digest_size=12).hexdigest()
+        known = self.names.position(name)
+        return self.add(place, name, text) if known is None else known
+
+    def build(self) -> Texts:
+        """All texts taken so far."""
+        self._flush()
+        texts = pa.chunked_array(self._chunks, pa.large_string()).combine_chunks()
+        return Texts(texts, self.names, torch.tensor(self._content, dtype=torch.long), self.space)
+
+    def _flush(self) -> None:
+        self._chunks.append(pa.array(self._block, pa.large_string()))
+        self._block = []
