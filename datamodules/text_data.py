@@ -190,6 +190,12 @@ class TextData(LightningDataModule, ABC):
             raise ValueError(f"{self}: no query of the split '{split}' has a positive; there is nothing to evaluate.")
         return ids, self.query_texts.take(ids)
 
+    def everything(self, space: str) -> tuple[Tensor, Sequence[str]]:
+        """What training meets of a space, for encoding: ids and texts of all training queries, or of the corpus."""
+        if self._texts(space) is self.corpus_texts:
+            return self.corpus()
+        return self.table.anchors, self.query_texts.take(self.table.anchors)
+
     def corpus(self) -> tuple[Tensor, Sequence[str]]:
         """The whole corpus: ids (M,) = 0 .. M - 1, and the texts."""
         return torch.arange(len(self.corpus_texts)), self.corpus_texts

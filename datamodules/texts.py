@@ -143,7 +143,7 @@ class Texts(Sequence[str]):
 
     def __getitem__(self, at):  # type: ignore[no-untyped-def]
         if isinstance(at, slice):
-            return self.take(torch.arange(len(self))[at])
+            return self.take(range(len(self))[at])
         return self._texts[at].as_py()
 
 
