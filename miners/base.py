@@ -140,6 +140,8 @@ class BatchMiner(Sampler[list[int]], ABC):
         self.table: TrainingTable | None = None
         self._trained = 0  # batches of this epoch that went through backward
         self._version = 0  # raised by refresh: the rows not yet handed out are arranged anew
+        self._sequence: Tensor | None = None  # rows of this epoch as they are handed out, over all processes
+        self._resuming = False  # the next iter goes on in the loaded sequence
 
     def attach(self, table: TrainingTable) -> None:
         """Learn the rows of the training set; called once by the data module."""
@@ -169,7 +171,7 @@ class BatchMiner(Sampler[list[int]], ABC):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next ``iter`` yields."""
         if epoch != self.epoch:
-            self._trained = 0
+            self._trained, self._sequence, self._resuming = 0, None, False
         self.epoch = epoch
 
     def generator(self, epoch: int, stream: int = 0) -> torch.Generator:
@@ -187,29 +189,32 @@ class BatchMiner(Sampler[list[int]], ABC):
 
     def __iter__(self) -> Iterator[list[int]]:
         rank, processes, size = process_rank(), process_count(), self._global_batch_size()
-        left = self.arrange(torch.arange(len(self._attached())), self.epoch)
-        version, batch = self._version, 0
-        while len(left) >= (size if self.drop_last else processes):  # a rank without rows would hang the others
+        if self._resuming and self._sequence is not None:
+            sequence = self._sequence
+        else:
+            sequence, self._trained = self.arrange(torch.arange(len(self._attached())), self.epoch), 0
+        self._resuming, self._sequence = False, sequence
+        at, version = self._trained * size, self._version
+        while True:
             if version != self._version:
-                left, version = self.arrange(left.sort().values, self.epoch), self._version
-            now, left = left[:size], left[size:]
-            if batch >= self._resume_at():
-                yield torch.tensor_split(now, processes)[rank].tolist()
-            batch += 1
+                left = self.arrange(sequence[at:].sort().values, self.epoch)
+                self._sequence = sequence = torch.cat([sequence[:at], left])
+                version = self._version
+            if len(sequence) - at < (
+                size if self.drop_last else processes
+            ):  # a rank without rows would hang the others
+                return
+            now, at = sequence[at : at + size], at + size
+            yield torch.tensor_split(now, processes)[rank].tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on with the very next batch."""
-        return {"epoch": self.epoch, "trained": self._trained}
+        """What a resumed run needs to go on with the very next batch: the order too, since embeddings have moved on."""
+        return {"epoch": self.epoch, "trained": self._trained, "sequence": self._sequence}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
-        self.epoch, self._trained = int(state["epoch"]), int(state["trained"])
-        self._skip = self._trained
-
-    _skip = 0
-
-    def _resume_at(self) -> int:
-        return self._skip
+        self.epoch, self._trained, self._sequence = int(state["epoch"]), int(state["trained"]), state["sequence"]
+        self._resuming = True
 
     def _attached(self) -> TrainingTable:
         if self.table is None:
@@ -287,6 +292,11 @@ class DrawnBatches(Sampler[list[Row]]):
         at = known.offsets[:-1] + (share * known.lengths).long()
         values = torch.cat([known.values, known.values.new_full((1,), -1)])
         return torch.where(known.lengths > 0, values[at.clamp(max=len(known.values))], -1)
+
+    def trained(self, rows: Tensor, anchors: Items) -> None:
+        """Tell the miner that a batch went through backward: ``rows`` (B,) and their anchors, without gradient."""
+        self.miner.observe(rows, anchors)
+        self.miner.batch_trained()
 
     def state_dict(self) -> dict[str, Any]:
         return {"miner": self.miner.state_dict()}

@@ -40,7 +40,7 @@ class NoDuplicates(BatchMiner):
         rounds: int = 50,
     ) -> None:
         super().__init__(batch_size, drop_last, seed)
-        self.inner = inner or Shuffled()
+        self.inner = Shuffled() if inner is None else inner
         self.rounds = rounds
         self._keys: tuple[Tensor, Tensor] | None = None  # (row, key) pairs: rows with an equal key may not meet
 
