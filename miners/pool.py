@@ -67,6 +67,7 @@ class Items:
     norms: Tensor | None = None
     space: str = "document"
     rows: Tensor | None = None
+    _unit: dict[bool, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         shapes = {
@@ -102,10 +103,13 @@ class Items:
         """The same things on another device."""
         return self.map(lambda part: part.to(*args, **kwargs))
 
-    @cached_property
+    @property
     def unit(self) -> Tensor:
         """Embeddings at length 1, in fp32 at least; computed once, however many blocks compare them."""
-        return F.normalize(_wide(self._need("embeddings")), dim=-1)
+        graph = True in self._unit or torch.is_grad_enabled()  # what was made without a graph has no gradient to give
+        if graph not in self._unit:
+            self._unit[graph] = F.normalize(_wide(self._need("embeddings")), dim=-1)
+        return self._unit[graph]
 
     @cached_property
     def unit_guide(self) -> Tensor:
@@ -203,7 +207,7 @@ class NegativePool:
     known: Ragged | None = None
     context: StepContext = StepContext()
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
-    memo: dict[tuple[int, int, str], tuple[Items, Items, Tensor]] = field(default_factory=dict, repr=False)
+    memo: dict[tuple[int, int, str, bool], tuple[Items, Items, Tensor]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.similarity not in ("cosine", "dot"):
@@ -396,7 +400,9 @@ class NegativePool:
 
     def _product(self, left: Items, right: Items, view: str) -> Tensor:
         """(B, N) products of two views, remembered: masks, weights, statistics and losses share one."""
-        key = (id(left), id(right), view)
+        key = (id(left), id(right), view, True)
+        if key not in self.memo:
+            key = (*key[:3], torch.is_grad_enabled())  # what a no_grad block asked for first has no gradient to give
         if key not in self.memo:
             a, b = (_wide(x._need("embeddings")) if view == "dot" else getattr(x, view) for x in (left, right))
             if a.ndim == 3:  # positives as the left side: one row each
@@ -406,7 +412,8 @@ class NegativePool:
                     f"anchors of space '{left.space}' have {a.shape[-1]} dims, candidates of space '{right.space}' "
                     f"{b.shape[-1]}: they cannot be compared."
                 )
-            product = a @ b.T if b.ndim == 2 else torch.einsum("bd,bnd->bn", a, b)
+            with torch.autocast(a.device.type, enabled=False):  # autocast would multiply in half precision
+                product = a @ b.T if b.ndim == 2 else torch.einsum("bd,bnd->bn", a, b)
             self.memo[key] = (left, right, product)  # the items too: an id may not be used again while it is a key
         return self.memo[key][2]
 
@@ -429,7 +436,7 @@ class NegativePool:
             if items.space == positives.space and positives.ids is not None:
                 masks["positive"] = self._among_positives(items.ids, positives.ids)
             if items.space == positives.space and self.known is not None and len(self.known.values):
-                masks["known"] = _among(items.ids, self.known)
+                masks["known"] = among(items.ids, self.known)
             if items.space == anchors.space and anchors.ids is not None:
                 masks["self"] = _equal(items.ids, anchors.ids)
         if items.content is not None:
@@ -449,9 +456,9 @@ class NegativePool:
             if own.shape[1] == 1 and usable is None:
                 return _equal(candidates, own[:, 0])
             usable = torch.ones_like(own, dtype=torch.bool) if usable is None else usable
-            return _among(candidates, Ragged.from_pairs(usable.nonzero()[:, 0], own[usable], len(own)))
+            return among(candidates, Ragged.from_pairs(usable.nonzero()[:, 0], own[usable], len(own)))
         rows, columns = self.usable_of(self.positives).nonzero(as_tuple=True)
-        return _among(candidates, Ragged.from_pairs(rows, own[columns], len(self)))
+        return among(candidates, Ragged.from_pairs(rows, own[columns], len(self)))
 
     def _device(self) -> torch.device:
         return self._reference().device
@@ -482,7 +489,7 @@ def _equal(candidates: Tensor, own: Tensor) -> Tensor:
     return (candidates == own[:, None]) & (own != NOBODY)[:, None]
 
 
-def _among(candidates: Tensor, own: Ragged) -> Tensor:
+def among(candidates: Tensor, own: Ragged) -> Tensor:
     """(B, N) whether each candidate (N,) | (B, N) is on its anchor's list; memory B x N bits, no third dimension."""
     rows, values = own.row_of_value, own.values
     keep = values != NOBODY
