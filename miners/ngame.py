@@ -94,6 +94,8 @@ class NGAME(BatchMiner):
 
     def due(self, epoch: int) -> bool:
         """Whether anchors are clustered at the start of ``epoch``."""
+        if not self.halve_at and self.cluster_size == 1:
+            return False  # a power of two of clusters would keep pairs together
         first = self.halve_at[0] if self.halve_at else self.warmup_epochs
         return epoch >= first and epoch % self.refresh_interval == 0
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from miners.base import PoolMiner
 from miners.pool import Block, Items, NegativePool
 
@@ -50,12 +48,4 @@ def _one_each(items: Items) -> Items:
             f"SelfBlocks(positives=True) compares one positive per anchor, (B, 1, d); the pool's positives are {shape}. "
             "Set positives: false."
         )
-    return replace(
-        items,
-        embeddings=items.embeddings[:, 0],
-        guide=None if items.guide is None else items.guide[:, 0],
-        **{
-            name: None if (part := getattr(items, name)) is None or part.ndim < 2 else part[:, 0]
-            for name in ("ids", "content")
-        },
-    )
+    return items.map(lambda part: part[:, 0])

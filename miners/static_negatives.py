@@ -115,4 +115,4 @@ def _ids_of(column: pa.ChunkedArray, names: Sequence[str], path: Path, what: str
         raise ValueError(
             f"'{path}', row {at}: {what} '{column[at]}' is not in this data set. The table was mined for another one."
         )
-    return torch.from_numpy(places.to_numpy()).long()
+    return torch.tensor(places.to_numpy()).long()
