@@ -16,8 +16,10 @@ import os
 import random
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from datamodules.readers import Fields, read_records
 
 SPLITS = ("train", "dev", "test")
 README = """# WordNet senses, a small sample
@@ -46,9 +48,12 @@ Made by `python benchmarks/make_wordnet_sample.py {arguments}`.
 def main() -> None:
     args = parse()
     source = args.data / "wordnet_senses"
-    queries = {query["_id"]: query for query in read_lines(source / "queries.jsonl.gz")}
-    corpus = {document["_id"]: document for document in read_lines(source / "corpus.jsonl.gz")}
-    qrels = {split: list(read_qrels(source / "qrels" / f"{split}.tsv")) for split in SPLITS}
+    queries = {query["_id"]: query for _, query in read_records(source / "queries.jsonl.gz")}
+    corpus = {document["_id"]: document for _, document in read_records(source / "corpus.jsonl.gz")}
+    qrels = {
+        split: [(row["query-id"], row["corpus-id"]) for _, row in read_records(source / "qrels" / f"{split}.tsv")]
+        for split in SPLITS
+    }
     chance = random.Random(args.seed)
 
     wanted = {split: getattr(args, split) for split in SPLITS}
@@ -108,7 +113,7 @@ def parse() -> argparse.Namespace:
 
 
 def draw_by_word(
-    queries: Mapping[str, dict],
+    queries: Mapping[str, Fields],
     qrels: Mapping[str, list[tuple[str, str]]],
     wanted: Mapping[str, int],
     min_senses: int,
@@ -128,21 +133,7 @@ def draw_by_word(
     return kept
 
 
-def read_lines(path: Path) -> Iterator[dict]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
-
-
-def read_qrels(path: Path) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="utf-8") as lines:
-        next(lines)
-        for line in lines:
-            query, document, score = line.split("\t")
-            if int(score) > 0:
-                yield query, document
-
-
-def write_lines(path: Path, records: Iterable[dict]) -> None:
+def write_lines(path: Path, records: Iterable[Fields]) -> None:
     # mtime=0 and no file name: the same records give the same bytes
     with path.open("wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as out:
         for record in records:

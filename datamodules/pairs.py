@@ -55,10 +55,10 @@ class PairsData(TextData):
         num_negatives: int | None = None,
         **loading: Any,
     ) -> None:
+        self.train, self.val, self.test = train, val, test
         super().__init__(**loading)
         if num_negatives is not None and num_negatives < 0:
             raise ValueError(f"PairsData(num_negatives={num_negatives}): wants at least 0, or null for all.")
-        self.train, self.val, self.test = train, val, test
         self.train_split = "train"
         self.val_split = None if val is None else "val"
         self.test_split = None if test is None else "test"

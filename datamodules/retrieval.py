@@ -48,10 +48,10 @@ class RetrievalData(TextData):
         min_score: int = 1,
         **loading: Any,
     ) -> None:
+        self.folder = folder
         super().__init__(**loading)
         if min_score < 1:
             raise ValueError(f"RetrievalData(min_score={min_score}): a grade of 0 means not relevant, so at least 1.")
-        self.folder = folder
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
         self.title = title
         self.min_score = min_score

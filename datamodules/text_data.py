@@ -83,6 +83,7 @@ class TextData(LightningDataModule, ABC):
                     f"{type(self).__name__} are texts of the space 'document'."
                 )
         self.batches: DrawnBatches | None = None
+        self._resumed_behind_epoch = False
         self._judgements: dict[str, Judgements] = {}
 
     @abstractmethod
@@ -144,8 +145,10 @@ class TextData(LightningDataModule, ABC):
                     "batches stay together, but the Trainer wants to put a sampler of its own in their place. Set "
                     "trainer.use_distributed_sampler=false."
                 )
-            # Lightning starts a resumed epoch's workers before it tells the sampler which epoch that is.
-            batches.set_epoch(self.trainer.current_epoch)
+            # Lightning starts the workers of a resumed run before it tells the sampler which epoch that is, and before
+            # it counts an epoch as done whose last batch is the checkpoint's.
+            batches.set_epoch(self.trainer.current_epoch + self._resumed_behind_epoch)
+            self._resumed_behind_epoch = False
         collate = CollateRows(self.query_texts, self.corpus_texts, self.table, drawn=bool(batches.sources))
         return self._loader(_Itself(len(self.table)), collate, batch_sampler=batches)
 
@@ -168,7 +171,9 @@ class TextData(LightningDataModule, ABC):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on with the batch after the checkpoint's last."""
         if "batches" in state_dict:
-            self._training().load_state_dict(state_dict["batches"])
+            batches = self._training()
+            batches.load_state_dict(state_dict["batches"])
+            self._resumed_behind_epoch = batches.state_dict()["miner"]["trained"] >= len(batches)
 
     # What modules, callbacks and reports ask for
 

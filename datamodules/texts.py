@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules.readers import Place
 
-BLOCK_TEXTS = 8192  # texts that are Python strings at one time while a collection is built
+BLOCK_TEXTS = 1024  # texts that are Python strings at one time while a collection is built
 
 
 def normalise(text: str) -> str:

@@ -152,7 +152,7 @@ def test_a_cut_gzip_file_names_the_last_good_line(tmp_path: Path) -> None:
 def test_a_missing_file_says_what_was_wanted(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"b\.jsonl does not exist. Wanted: a file ending in \.jsonl"):
         read_records(tmp_path / "b.jsonl")
-    with pytest.raises(ValueError, match="is a folder, but not one written by `Dataset.save_to_disk`"):
+    with pytest.raises(ValueError, match=r"is a folder, but not one written by `Dataset\.save_to_disk`"):
         read_records(tmp_path)
 
 
