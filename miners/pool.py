@@ -238,21 +238,23 @@ class NegativePool:
                 )
         return self._product(block.left or self.anchors, block.items, "unit_guide")
 
-    def logits(self, block: Block) -> Tensor:
-        """(B, N) scores / temperature + log_weight; -inf where not usable."""
+    def logits(self, block: Block, power: float = 1.0) -> Tensor:
+        """(B, N) ``power`` x (scores / temperature + log_weight); -inf where not usable."""
         logits = self.scores(block) / self.temperature
         if block.log_weight is not None:
             logits = logits + block.log_weight
+        if power != 1.0:
+            logits = logits * power
         return logits if block.usable is None else logits.masked_fill(~block.usable, -torch.inf)
 
     def mass(self, power: float = 1.0, real: bool = False) -> Tensor:
         """(B,) logsumexp of ``power`` x logits over all negatives; -inf for an anchor without any.
 
         Args:
-            power: importance exponents need ``power`` != 1 (HCL).
+            power: importance exponents need ``power`` != 1 (HCL); 0 gives the logarithm of the count.
             real: leave synthetic blocks out.
         """
-        parts = [_logsumexp(self.logits(block) * power) for block in self.negatives if block.real or not real]
+        parts = [_logsumexp(self.logits(block, power)) for block in self.negatives if block.real or not real]
         if not parts:
             return self._zeros() - torch.inf
         return parts[0] if len(parts) == 1 else _logsumexp(torch.stack(parts, dim=1))
@@ -332,9 +334,9 @@ class NegativePool:
         with torch.no_grad():
             total, maximum, kept = self._zeros(), self._zeros() - torch.inf, self._zeros()
             for block in self.negatives:
-                if not block.real:
-                    continue
                 scores, usable = self.scores(block).detach(), self.usable_of(block)
+                if not block.real or not scores.shape[1]:
+                    continue
                 total = total + scores.where(usable, 0).sum(1)
                 maximum = torch.maximum(maximum, scores.masked_fill(~usable, -torch.inf).amax(1))
                 kept = kept + usable.sum(1)

@@ -1,0 +1,7 @@
+"""What happens around the training step."""
+
+from hardneg.callbacks.record import RecordNegatives
+from hardneg.callbacks.refresh import RefreshNegatives
+from hardneg.callbacks.store_writer import WriteStores
+
+__all__ = ["RecordNegatives", "RefreshNegatives", "WriteStores"]
