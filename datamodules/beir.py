@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from datamodules.judgements import Judgements
 from datamodules.readers import Place, expand, id_field, read_records, text_field
 from datamodules.samples import sample_folder
 from datamodules.texts import Texts
@@ -17,29 +16,6 @@ from datamodules.texts import Texts
 LAYOUT = "A BEIR folder holds corpus.jsonl(.gz), queries.jsonl(.gz) and qrels/<split>.tsv"
 HEADER = {"query-id", "corpus-id", "score"}
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-
-
-@dataclass(frozen=True)
-class Judgements:
-    """V judgements of one split, in the file's order.
-
-    Args:
-        queries: (V,) int64 query ids.
-        documents: (V,) int64 document ids.
-        grades: (V,) int64 relevance; 0 = judged and found irrelevant.
-    """
-
-    queries: Tensor
-    documents: Tensor
-    grades: Tensor
-
-    def __len__(self) -> int:
-        return len(self.queries)
-
-    def at_least(self, grade: int) -> Judgements:
-        """The judgements of this grade and better."""
-        kept = self.grades >= grade
-        return Judgements(self.queries[kept], self.documents[kept], self.grades[kept])
 
 
 def read_corpus(folder: Path, title: bool = True) -> Texts:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from datamodules.beir import Judgements
+from datamodules.judgements import Judgements
 from datamodules.readers import Fields, Place, read_records, text_field, texts_field
 from datamodules.text_data import TextData
 from datamodules.texts import Texts, TextsBuilder

@@ -151,6 +151,7 @@ def _jsonl(path: Path) -> Iterator[tuple[Place, Fields]]:
 
 def _separated(path: Path, delimiter: str) -> Iterator[tuple[Place, Fields]]:
     """Records under a header line; a record that spans lines (quoted line breaks) is named by its last line."""
+    csv.field_size_limit(2**31 - 1)  # the module's own 131,072 characters would refuse a long document
     rows = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     try:
         header = next(rows, None)

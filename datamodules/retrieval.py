@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-from datamodules.beir import Judgements, open_folder, read_corpus, read_qrels, read_queries
+from datamodules.beir import open_folder, read_corpus, read_qrels, read_queries
+from datamodules.judgements import Judgements
 from datamodules.text_data import TextData
 from datamodules.texts import Texts
-
-log = logging.getLogger(__name__)
 
 
 class RetrievalData(TextData):

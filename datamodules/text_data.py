@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batch import Batch
-from datamodules.beir import Judgements
+from datamodules.judgements import Judgements
 from datamodules.texts import Texts
 from miners.base import BatchMiner, DrawnBatches, NegativeSource, Row, Shuffled, TrainingTable
 from miners.pool import Items
@@ -139,6 +139,7 @@ class TextData(LightningDataModule, ABC):
         """
         batches = self._training()
         if self.trainer is not None:
+            # a private name: Lightning 2.6 has no public one for this option
             if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
                 raise ValueError(
                     f"{self} shares its batches between the {self.trainer.world_size} processes itself, so that hard "

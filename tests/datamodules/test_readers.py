@@ -109,6 +109,11 @@ def test_a_csv_record_over_two_lines_has_the_number_of_its_last(tmp_path: Path) 
     assert [(place.number, fields["text"]) for place, fields in read] == [(3, "two\nlines"), (4, "b")]
 
 
+def test_a_csv_field_may_be_long(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text\n1," + "x" * 200_000)
+    assert [len(fields["text"]) for _, fields in read_records(tmp_path / "a.csv")] == [200_000]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
