@@ -99,23 +99,23 @@ class LambdaRank(PoolLoss):
     def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
         rows, positive = positive_logits(pool)
         usable = pool.usable_of(pool.positives)
-        discount = self._discount(pool.positives)[usable]  # (V,), in the order of ``rows``
+        discount = self._discount(pool.positives, positive.dtype)[usable]  # (V,), in the order of ``rows``
         total, pairs = torch.zeros_like(positive), torch.zeros_like(positive)
         for block in pool.negatives:
             gap = pool.scores(block)[rows] / pool.temperature - positive[:, None]  # (V, N)
-            weight = (discount[:, None] - self._discount(block)[rows]).abs() * _pair_weight(block, rows)
+            weight = (discount[:, None] - self._discount(block, positive.dtype)[rows]).abs() * _pair_weight(block, rows)
             allowed = pool.usable_of(block)[rows]
             total = total + (weight * F.softplus(gap)).where(allowed, 0).sum(1)
             pairs = pairs + allowed.sum(1)
         # an anchor whose list holds positives only has no pair to swap: it counts, and costs nothing
         return per_anchor(total / pairs.clamp_min(1), rows, len(pool))
 
-    def _discount(self, block: Block) -> Tensor:
+    def _discount(self, block: Block, dtype: torch.dtype) -> Tensor:
         if block.rank is None:
             raise ValueError(
                 f"LambdaRank needs ranks; block '{block.origin}' has none. Put ADORE in the chain, or use another loss."
             )
-        discount = 1.0 / block.rank.clamp_min(1)
+        discount = 1.0 / block.rank.clamp_min(1).to(dtype)
         return discount if self.cutoff is None else discount.where(block.rank <= self.cutoff, 0)
 
 
