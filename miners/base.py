@@ -1,7 +1,8 @@
 """The four moments at which a method of the literature acts, as small abstract types.
 
-Before an epoch a `BatchMiner` decides who meets in a batch; at collate a `NegativeSource` decides which negatives travel
-with a row; inside a step a `PoolMiner` decides what an anchor is pushed away from; offline, `miners.mine` writes a table.
+Before an epoch a `BatchMiner` decides who meets in a batch; at collate a `NegativeSource` decides which negatives
+travel with a row; inside a step a `PoolMiner` decides what an anchor is pushed away from; offline, `miners.mine` writes
+a table.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class NegativeSource(ABC):
 
     space: str = "document"
 
-    def attach(self, table: TrainingTable) -> None:
+    def attach(self, table: TrainingTable) -> None:  # noqa: B027  (a source may need nothing)
         """Learn the rows of the training set; called once, before the first draw."""
 
     @abstractmethod
@@ -105,7 +106,7 @@ class NegativeSource(ABC):
             ids (B, k) in ``space`` and usable (B, k): never a known positive of the row; unusable slots hold -1.
         """
 
-    def refresh(self, stores: Mapping[str, Store]) -> None:
+    def refresh(self, stores: Mapping[str, Store]) -> None:  # noqa: B027
         """Take fresh embeddings, one `Store` per space; the default keeps nothing."""
 
 

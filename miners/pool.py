@@ -1,7 +1,7 @@
 """The pool of negatives: what a chain of miners changes and a loss reads.
 
-Shape letters, used in every file: B anchors of this process, G of all processes, P positives of an anchor, N candidates,
-K kept, d dims, g guide dims, Q queries, M corpus rows, V values of a ragged list.
+Shape letters, used in every file: B anchors of this process, G of all processes, P positives of an anchor,
+N candidates, K kept, d dims, g guide dims, Q queries, M corpus rows, V values of a ragged list.
 
 This is the only place where negatives are masked. `NegativePool.add` masks what can never be a negative: known
 positives, the same id, the same content, the same class, the anchor itself.
@@ -48,7 +48,7 @@ class Items:
     Args:
         embeddings: (N, d) shared by all anchors, (B, N, d) each anchor's own, None where only scores exist.
         ids: (N,) | (B, N) int64 in ``space``; -1 = nobody.
-        content: like ids: hash of the normalised text, the pixels or the recording; equal = the same thing, -1 = unknown.
+        content: like ids: hash of the normalised text, pixels or recording; equal = the same thing, -1 = unknown.
         labels: (N,) int64 class, -1 unknown.
         guide: (N, g) | (B, N, g) the guide's view of the same things.
         norms: (N,) length before normalising.
@@ -190,8 +190,8 @@ class NegativePool:
         similarity: "cosine" normalises vectors, "dot" takes them as they are.
         direction: "query_to_document", ...: one pool and one chain for each.
         negatives: starts empty; `InBatch` fills it.
-        sides: "anchors", "positives", "drawn", "classes" after the gather, (G, ...); what `InBatch` and `SelfBlocks` use.
-            A ready `Block` where candidates have scores and no vectors.
+        sides: "anchors", "positives", "drawn", "classes" after the gather, (G, ...); `InBatch` and `SelfBlocks` use
+            them. A ready `Block` where candidates have scores and no vectors.
         known: per anchor, ids in the positives' space that must never be its negatives.
         context: epoch, step, generator.
         dropped: candidates dropped so far, by reason; int64 scalars.
@@ -281,8 +281,8 @@ class NegativePool:
         """The k usable negatives with the highest score.
 
         Returns:
-            scores (B, k), highest first, with gradient, 0 where there is none; validity (B, k) bool; where (B, k, 2) int64:
-            number of the block and column in it. k is cut to the number of columns there are.
+            scores (B, k), highest first, with gradient, 0 where there is none; validity (B, k) bool; where (B, k, 2)
+            int64: number of the block and column in it. k is cut to the number of columns there are.
         """
         tops, wheres = [], []
         for number, block in enumerate(self.negatives):

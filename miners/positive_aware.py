@@ -35,5 +35,6 @@ class PositiveAware(PoolMiner):
 
     def forward(self, pool: NegativePool) -> NegativePool:
         positive = pool.lowest_positive()  # (B, 1)
-        ceiling = positive - self.relative_margin * positive.abs() - self.absolute_margin  # nan drops nothing: no positive
+        # without a positive the ceiling is nan, and drops nothing
+        ceiling = positive - self.relative_margin * positive.abs() - self.absolute_margin
         return pool.mask(lambda scores, block: scores > ceiling, reason="positive_aware")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -94,4 +95,4 @@ class Ragged:
     def to_lists(self) -> list[list[int]]:
         """Python lists, for people and tests."""
         values, offsets = self.values.tolist(), self.offsets.tolist()
-        return [values[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+        return [values[start:end] for start, end in itertools.pairwise(offsets)]

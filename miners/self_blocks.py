@@ -45,7 +45,7 @@ def _one_each(items: Items) -> Items:
     if items.embeddings is None or items.embeddings.ndim != 3 or items.embeddings.shape[1] != 1:
         shape = None if items.embeddings is None else tuple(items.embeddings.shape)
         raise ValueError(
-            f"SelfBlocks(positives=True) compares one positive per anchor, (B, 1, d); the pool's positives are {shape}. "
-            "Set positives: false."
+            f"SelfBlocks(positives=True) compares one positive per anchor, (B, 1, d); the pool's positives are "
+            f"{shape}. Set positives: false."
         )
     return items.map(lambda part: part[:, 0])

@@ -69,7 +69,9 @@ class StaticNegatives(NegativeSource):
 
     def draw(self, rows: Tensor, positives: Tensor, epoch: int, generator: RowGenerator) -> Draw:
         if self._lists is None:
-            raise RuntimeError("StaticNegatives knows no rows yet: call attach(TrainingTable(...)), as data modules do.")
+            raise RuntimeError(
+                "StaticNegatives knows no rows yet: call attach(TrainingTable(...)), as data modules do."
+            )
         lists = self._lists.select(rows).padded()  # (B, longest)
         missing = self.num_negatives - lists.shape[1]
         if missing > 0:
@@ -92,7 +94,9 @@ def _read(path: Path, table: TrainingTable) -> Ragged:
     import pyarrow.parquet as pq  # base dependency, kept out of `import miners` for its time
 
     if table.anchor_names is None or table.document_names is None:
-        raise ValueError(f"'{path}' names queries and documents; this training set has no names. Hand over ready lists.")
+        raise ValueError(
+            f"'{path}' names queries and documents; this training set has no names. Hand over ready lists."
+        )
     columns = pq.read_schema(path).names
     if not {"query_id", "doc_id"} <= set(columns):
         raise ValueError(f"'{path}' has columns {columns}; StaticNegatives wants query_id and doc_id.")
