@@ -166,7 +166,7 @@ def leaves(pool: NegativePool) -> list[Tensor]:
 
 
 def permuted(pool: NegativePool, order: Tensor) -> NegativePool:
-    """The same pool, not mined yet, with the rows of its batch in another order: row i becomes row ``order[i]`` (B,)."""
+    """The same pool, not mined yet, with the rows of its batch in another order: new row i is old row ``order[i]``."""
     assert not pool.negatives, "permute the pool before it is mined"
     place = order.argsort()
 
@@ -239,7 +239,7 @@ def _rows_of(block: Block, rows: Tensor, columns: Tensor | None = None) -> Block
 
 
 def random_table(seed: int = 0, rows: int = 50) -> TrainingTable:
-    """A training set of ``rows`` rows: some anchors twice, one to three positives each, some documents the same text."""
+    """A training set: some anchors twice, one to three positives each, some documents the same text."""
     generator = torch.Generator().manual_seed(seed)
     anchors = torch.arange(rows)
     anchors[rows - rows // 10 :] = torch.arange(rows // 10)  # the last tenth repeats the first anchors
@@ -432,7 +432,8 @@ class PoolMinerContract(ABC):
             own = miner.aux_loss(mined)
             if own is not None:
                 total, count = own
-                assert total.ndim == count.ndim == 0 and bool(total.isfinite()), "aux_loss returns (sum, count), 0-dim"
+                assert total.ndim == count.ndim == 0, "aux_loss returns (sum, count), 0-dim"
+                assert bool(total.isfinite())
                 assert total.requires_grad, "an aux_loss without a gradient trains nothing"
             seen = _snapshot(mined)
             miner.commit(mined)
@@ -582,9 +583,12 @@ class NegativeSourceContract(ABC):
     def _draw(self, source: NegativeSource, rows: Tensor, epoch: int = 0, seed: int = 0) -> Tensor:
         positives = random_table().positives.select(rows)
         draw = source.draw(rows, positives.values[positives.offsets[:-1]], epoch, RowGenerator(seed, epoch, stream=1))
-        assert draw.ids.dtype == torch.long and draw.usable.dtype == torch.bool
-        assert draw.ids.shape == draw.usable.shape and draw.ids.shape[0] == len(rows)
-        assert draw.tag and isinstance(draw.tag, str)
+        assert draw.ids.dtype == torch.long
+        assert draw.usable.dtype == torch.bool
+        assert draw.ids.shape == draw.usable.shape
+        assert draw.ids.shape[0] == len(rows)
+        assert draw.tag
+        assert isinstance(draw.tag, str)
         assert bool((draw.ids[~draw.usable] == -1).all()), "an unusable slot holds -1"
         assert bool((draw.ids[draw.usable] >= 0).all()), "a usable slot holds an id"
         return draw.ids

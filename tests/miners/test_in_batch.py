@@ -78,7 +78,7 @@ def test_messages() -> None:
     with pytest.raises(ValueError, match="InBatch found no candidates: the pool's sides are \\['anchors'\\]"):
         InBatch()(replace(pool, sides={"anchors": pool.anchors}))
     sides = dict(pool.sides) | {"drawn": replace(pool.sides["drawn"], rows=None)}
-    with pytest.raises(ValueError, match="needs Items.rows on the drawn side"):
+    with pytest.raises(ValueError, match=r"needs Items\.rows on the drawn side"):
         InBatch("own")(replace(pool, sides=sides))
 
 

@@ -95,7 +95,8 @@ def test_t5_an_order_is_a_permutation_of_whole_clusters() -> None:
     second = miner.arrange(torch.arange(40), 1)
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(40))
     assert not torch.equal(first, second)
-    assert miner._order is not None and miner._sizes is not None
+    assert miner._order is not None
+    assert miner._sizes is not None
     for cluster in miner._order.split(miner._sizes.tolist()):
         for order in (first, second):
             start = int((order == cluster[0]).nonzero())
@@ -174,7 +175,8 @@ def test_the_buffer_clusters_what_training_showed(caplog: pytest.LogCaptureFixtu
     miner.set_epoch(1)
     batches = list(miner)
     assert batches != shuffled
-    assert miner._order is not None and miner._sizes is not None
+    assert miner._order is not None
+    assert miner._sizes is not None
     halves = [set(one.tolist()) for one in miner._order.split(miner._sizes.tolist())]
     assert halves == [{0, 2, 4, 6}, {1, 3, 5, 7}, {8}, {9}] or halves == [{1, 3, 5, 7}, {0, 2, 4, 6}, {8}, {9}]
 

@@ -40,7 +40,9 @@ def pairs(anchors: Tensor, positives: Tensor, temperature: Tensor | float, **par
     return NegativePool(queries, own, temperature, sides=sides, **parts)  # type: ignore[arg-type]
 
 
-def scored(positives: Tensor, negatives: Tensor, temperature: float = 1.0, usable: Tensor | None = None) -> NegativePool:
+def scored(
+    positives: Tensor, negatives: Tensor, temperature: float = 1.0, usable: Tensor | None = None
+) -> NegativePool:
     """A pool of ready scores: positives (B, 1), negatives (B, N)."""
     rows = torch.arange(len(positives))
     pool = NegativePool(Items(ids=rows, space="query"), Block(Items(), "positive", given=positives), temperature)
@@ -56,7 +58,7 @@ def close(value: Tensor, expected: object, digits: int = 6) -> None:
     assert torch.as_tensor(value).detach().tolist() == pytest.approx(expected, abs=0.51 * 10**-digits)
 
 
-# ---- MoCHi: mixes are one lean block, without the vectors of the mixes ------------------------------------------------
+# ---- MoCHi: mixes are one lean block, without the vectors of the mixes -----------------------------------------------
 
 
 class MoCHi(PoolMiner):
@@ -131,7 +133,8 @@ class UNPG(PoolMiner):
 
     def forward(self, pool: NegativePool) -> NegativePool:
         faces = pool.sides["anchors"]
-        assert isinstance(faces, Items) and faces.labels is not None
+        assert isinstance(faces, Items)
+        assert faces.labels is not None
         products = faces.unit @ faces.unit.T
         one, two = torch.triu_indices(len(faces), len(faces), 1)
         similarity = products[one, two][faces.labels[one] != faces.labels[two]]
@@ -243,9 +246,7 @@ def test_har_t2_cross_modal(temperature: float, prior: float, beta: float, expec
         close(losses, [1.388088, 1.129672, 0.145396, 1.651285, 0.808185, 0.053207])
 
 
-@pytest.mark.parametrize(
-    ("detach", "expected"), [(False, (0.083376, -0.135810)), (True, (0.055148, -0.151773))]
-)
+@pytest.mark.parametrize(("detach", "expected"), [(False, (0.083376, -0.135810)), (True, (0.055148, -0.151773))])
 def test_har_t3_gradients(detach: bool, expected: tuple[float, float]) -> None:
     """With respect to ready unit vectors as free leaves: the dot product is what is differentiated."""
     a = A.clone().requires_grad_()
@@ -358,7 +359,8 @@ class ClusterWeights(PoolMiner):
 
     def forward(self, pool: NegativePool) -> NegativePool:
         def apart(block: Block) -> Tensor:  # (B, N)
-            assert pool.anchors.ids is not None and block.items.ids is not None
+            assert pool.anchors.ids is not None
+            assert block.items.ids is not None
             own, other = self.clusterings[:, pool.anchors.ids], self.clusterings[:, block.items.ids]
             return (own[:, :, None] != other[:, None, :]).double().mean(0)
 
@@ -467,7 +469,8 @@ class LiveRetrieval(PoolMiner):
 
     def forward(self, pool: NegativePool) -> NegativePool:
         anchors = pool.anchors.embeddings
-        assert anchors is not None and pool.known is not None
+        assert anchors is not None
+        assert pool.known is not None
         _, ids = self.index.search(anchors.detach().float(), self.depth)  # (B, n)
         rank = torch.arange(1, self.depth + 1).expand_as(ids)
         known = pool.known.padded()  # (B, P)

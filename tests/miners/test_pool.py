@@ -206,7 +206,8 @@ def test_new_positives_are_masked_among_the_negatives() -> None:
     both = Block(documents.take(torch.tensor([[0, 3], [1, 0], [2, 3], [3, 2]])), "positive")  # type: ignore[union-attr]
     changed = pool.with_positives(both)
     assert changed.positives is both
-    assert pool.usable[0, 3] and not changed.usable[0, 3]
+    assert pool.usable[0, 3]
+    assert not changed.usable[0, 3]
     assert not (changed.usable & ~pool.usable).any()
 
 
@@ -294,10 +295,12 @@ def test_items_move_together() -> None:
     items = random_pool(0).sides["drawn"]
     assert isinstance(items, Items)
     taken = items.take(torch.tensor([4, 1]))
-    assert taken.ids is not None and taken.rows is not None
+    assert taken.ids is not None
+    assert taken.rows is not None
     assert (len(taken), taken.ids.tolist(), taken.rows.tolist()) == (2, [19, 16], [2, 0])
     assert torch.equal(taken.embeddings, items.embeddings[[4, 1]])  # type: ignore[arg-type,index]
-    assert items.detach().embeddings is not None and not items.detach().embeddings.requires_grad  # type: ignore[union-attr]
+    assert items.detach().embeddings is not None
+    assert not items.detach().embeddings.requires_grad
     assert items.to(torch.float64).tensors().keys() == items.tensors().keys()
     assert torch.equal(replace(items, embeddings=-items.embeddings).unit, -items.unit)  # type: ignore[operator]
     assert len(Items()) == 0

@@ -102,7 +102,7 @@ def test_a_table_of_other_data_is_refused(tmp_path: Path) -> None:
     source = StaticNegatives(named(tmp_path, ["q0", "q0"], ["d1", "d9"]))
     with pytest.raises(ValueError, match=r"mined.parquet', row 1: doc_id 'd9' is not in this data set"):
         source.attach(training_set())
-    with pytest.raises(ValueError, match="this training set has no names. Hand over ready lists"):
+    with pytest.raises(ValueError, match=r"this training set has no names\. Hand over ready lists"):
         source.attach(random_table())
     pq.write_table(pa.table({"q": ["q0"]}), tmp_path / "other.parquet")
     with pytest.raises(ValueError, match=r"has columns \['q'\]; StaticNegatives wants query_id and doc_id"):

@@ -45,9 +45,11 @@ def info_nce(pool: NegativePool, smoothing: float = 0.0) -> float:
         for scores, block in columns:
             weight = torch.zeros_like(scores) if block.log_weight is None else block.log_weight.expand_as(scores)
             usable = pool.usable_of(block)
-            for j in range(scores.shape[1]):
-                if usable[i, j]:
-                    negatives.append(float(scores[i, j]) / float(pool.temperature) + float(weight[i, j]))
+            negatives += [
+                float(scores[i, j]) / float(pool.temperature) + float(weight[i, j])
+                for j in range(scores.shape[1])
+                if usable[i, j]
+            ]
         own = []
         for p in range(positives.shape[1]):
             if pool.usable_of(pool.positives)[i, p]:
