@@ -8,7 +8,8 @@ a table.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -94,6 +95,7 @@ class NegativeSource(ABC):
     """
 
     space: str = "document"
+    needs: frozenset[str] = frozenset({"drawn"})
 
     def attach(self, table: TrainingTable) -> None:  # noqa: B027  (a source may need nothing)
         """Learn the rows of the training set; called once, before the first draw."""
@@ -140,8 +142,8 @@ class BatchMiner(Sampler[list[int]], ABC):
         self.epoch = 0
         self.table: TrainingTable | None = None
         self._trained = 0  # batches of this epoch that went through backward
-        self._version = 0  # raised by refresh: the rows not yet handed out are arranged anew
         self._sequence: Tensor | None = None  # rows of this epoch as they are handed out, over all processes
+        self._handed: int | None = None  # how many of them are handed out; None = nobody has asked yet
         self._resuming = False  # the next iter goes on in the loaded sequence
 
     def attach(self, table: TrainingTable) -> None:
@@ -159,11 +161,16 @@ class BatchMiner(Sampler[list[int]], ABC):
         """
 
     def refresh(self, stores: Mapping[str, Store]) -> None:
-        """Take fresh embeddings, one `Store` per space; rows not yet handed out are arranged anew."""
-        self._version += 1
+        """Take fresh embeddings, one `Store` per space; rows not yet handed out are arranged anew.
+
+        At once, not when the next batch is asked for: a checkpoint taken in between holds the new order.
+        """
+        if self._sequence is not None and self._handed is not None and self._handed < len(self._sequence):
+            left = self.arrange(self._sequence[self._handed :].sort().values, self.epoch)
+            self._sequence = torch.cat([self._sequence[: self._handed], left])
 
     def observe(self, rows: Tensor, anchors: Items) -> None:
-        """See the anchors of a batch that has been trained: ``rows`` (B,) and their embeddings, without gradient."""
+        """See the anchors of a trained batch: the ``rows`` (G,) of all processes and their embeddings, no gradient."""
 
     def batch_trained(self) -> None:
         """Count a batch that went through backward; what a checkpoint stores, since loaders draw ahead."""
@@ -172,7 +179,7 @@ class BatchMiner(Sampler[list[int]], ABC):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next ``iter`` yields."""
         if epoch != self.epoch:
-            self._trained, self._sequence, self._resuming = 0, None, False
+            self._trained, self._sequence, self._handed, self._resuming = 0, None, None, False
         self.epoch = epoch
 
     def generator(self, epoch: int, stream: int = 0) -> torch.Generator:
@@ -190,22 +197,13 @@ class BatchMiner(Sampler[list[int]], ABC):
 
     def __iter__(self) -> Iterator[list[int]]:
         rank, processes, size = process_rank(), process_count(), self._global_batch_size()
-        if self._resuming and self._sequence is not None:
-            sequence = self._sequence
-        else:
-            sequence, self._trained = self.arrange(torch.arange(len(self._attached())), self.epoch), 0
-        self._resuming, self._sequence = False, sequence
-        at, version = self._trained * size, self._version
-        while True:
-            if version != self._version:
-                left = self.arrange(sequence[at:].sort().values, self.epoch)
-                self._sequence = sequence = torch.cat([sequence[:at], left])
-                version = self._version
-            if len(sequence) - at < (
-                size if self.drop_last else processes
-            ):  # a rank without rows would hang the others
-                return
-            now, at = sequence[at : at + size], at + size
+        if not self._resuming or self._sequence is None:
+            self._sequence, self._trained = self.arrange(torch.arange(len(self._attached())), self.epoch), 0
+        self._resuming, self._handed = False, self._trained * size
+        # a process without rows would keep the others waiting, so a last batch smaller than their number is left out
+        while len(self._sequence) - self._handed >= (size if self.drop_last else processes):
+            now = self._sequence[self._handed : self._handed + size]
+            self._handed += size
             yield torch.tensor_split(now, processes)[rank].tolist()
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,7 +213,7 @@ class BatchMiner(Sampler[list[int]], ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
         self.epoch, self._trained, self._sequence = int(state["epoch"]), int(state["trained"]), state["sequence"]
-        self._resuming = True
+        self._resuming, self._handed = True, None
 
     def _attached(self) -> TrainingTable:
         if self.table is None:
@@ -255,36 +253,58 @@ class DrawnBatches(Sampler[list[Row]]):
         miner: who meets in a batch; already attached.
         sources: which negatives travel along; already attached.
         seed: seeds positives and draws.
+
+    Attributes:
+        before_epoch: called with the epoch before its rows are arranged, and not when a run goes on in the middle of
+            one: the moment for fresh embeddings. Later would be too late, since loaders draw ahead.
     """
 
     def __init__(self, miner: BatchMiner, sources: Sequence[NegativeSource] = (), seed: int = 0) -> None:
         self.miner = miner
         self.sources = tuple(sources)
         self.seed = seed
+        self.before_epoch: list[Callable[[int], None]] = []
+        self._ahead: deque[list[Row]] = deque()  # handed to the loader and not trained yet
+        self._resuming = False
         self.sampler = _Clock(self)
         self.batch_size = miner.batch_size
         self.drop_last = miner.drop_last
 
     def set_epoch(self, epoch: int) -> None:
+        if epoch != self.miner.epoch:
+            self._resuming = False
         self.miner.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.miner)
 
     def __iter__(self) -> Iterator[list[Row]]:
-        epoch = self.miner.epoch
-        for batch in self.miner:
-            rows = torch.tensor(batch)
-            positives = self._positives(rows, epoch)
-            negatives: list[list[int]] = [[] for _ in batch]
-            for number, source in enumerate(self.sources):
-                draw = source.draw(rows, positives, epoch, RowGenerator(self.seed, epoch, stream=number + 1))
-                taken = Ragged.from_pairs(draw.usable.nonzero()[:, 0], draw.ids[draw.usable], len(batch))
-                negatives = [old + new for old, new in zip(negatives, taken.to_lists(), strict=True)]
-            yield [
-                Row(index, positive, tuple(drawn))
-                for index, positive, drawn in zip(batch, positives.tolist(), negatives, strict=True)
-            ]
+        if not self._resuming:
+            self._ahead.clear()
+            for prepare in self.before_epoch:
+                prepare(self.miner.epoch)
+        self._resuming = False
+        batches = iter(self.miner)
+        for drawn in list(self._ahead):  # drawn before the checkpoint, perhaps from an older table
+            next(batches)
+            yield drawn
+        for batch in batches:
+            drawn = self._draw(batch)
+            self._ahead.append(drawn)
+            yield drawn
+
+    def _draw(self, batch: list[int]) -> list[Row]:
+        rows, epoch = torch.tensor(batch), self.miner.epoch
+        positives = self._positives(rows, epoch)
+        negatives: list[list[int]] = [[] for _ in batch]
+        for number, source in enumerate(self.sources):
+            draw = source.draw(rows, positives, epoch, RowGenerator(self.seed, epoch, stream=number + 1))
+            taken = Ragged.from_pairs(draw.usable.nonzero()[:, 0], draw.ids[draw.usable], len(batch))
+            negatives = [old + new for old, new in zip(negatives, taken.to_lists(), strict=True)]
+        return [
+            Row(index, positive, tuple(drawn))
+            for index, positive, drawn in zip(batch, positives.tolist(), negatives, strict=True)
+        ]
 
     def _positives(self, rows: Tensor, epoch: int) -> Tensor:
         """(B,) one known positive of each row, uniformly; -1 where a row has none."""
@@ -295,15 +315,37 @@ class DrawnBatches(Sampler[list[Row]]):
         return torch.where(known.lengths > 0, values[at.clamp(max=len(known.values))], -1)
 
     def trained(self, rows: Tensor, anchors: Items) -> None:
-        """Tell the miner that a batch went through backward: ``rows`` (B,) and their anchors, without gradient."""
+        """Tell the miner that a batch went through backward: the ``rows`` (G,) of all processes and their anchors."""
         self.miner.observe(rows, anchors)
         self.miner.batch_trained()
+        if self._ahead:
+            self._ahead.popleft()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"miner": self.miner.state_dict()}
+        """What a resumed run needs to go on with the very next batch. Call it on every process.
+
+        What sources have drawn ahead is kept too: a refresh may have changed their tables in the meantime.
+        """
+        state: dict[str, Any] = {"miner": self.miner.state_dict()}
+        if self.sources:
+            state["ahead"] = _of_all_processes([[tuple(row) for row in batch] for batch in self._ahead])
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken.
+
+        Raises:
+            ValueError: a state of another number of processes.
+        """
+        ahead = state.get("ahead", [[]] * process_count())
+        if len(ahead) != process_count():
+            raise ValueError(
+                f"this checkpoint was made by {len(ahead)} processes, and {process_count()} go on with it: their "
+                "batches differ. Use as many, or start a new run from its weights."
+            )
         self.miner.load_state_dict(state["miner"])
+        self._ahead = deque([Row(*row) for row in batch] for batch in ahead[process_rank()])
+        self._resuming = state["miner"]["sequence"] is not None
 
 
 def process_rank() -> int:
@@ -314,6 +356,15 @@ def process_rank() -> int:
 def process_count() -> int:
     """How many processes train together; 1 alone."""
     return torch.distributed.get_world_size() if _distributed() else 1
+
+
+def _of_all_processes(mine: Any) -> list[Any]:
+    """Plain values of every process, in the order of ranks."""
+    if process_count() == 1:
+        return [mine]
+    everyone: list[Any] = [None] * process_count()
+    torch.distributed.all_gather_object(everyone, mine)
+    return everyone
 
 
 def _distributed() -> bool:

@@ -225,12 +225,12 @@ def _split_all(
     c0, c1 = x[index[every, one]], x[index[every, two]]
     points = x[index]  # (C, width, d)
     place = torch.zeros(clusters, width, dtype=torch.long)  # slots in order of preference for the second half
-    best = torch.full((clusters,), -torch.inf)
+    best = torch.full((clusters,), -2.0)  # mean cosines cannot fall so low
     active = every
     while len(active):
         mine = points if len(active) == clusters else points[active]
         preference = torch.bmm(mine, (c1 - c0)[active, :, None])[:, :, 0]
-        preference[~valid[active]] = torch.inf  # padding stays last
+        preference[~valid[active]] = 3.0  # padding stays last: differences of cosines end at 2
         ranked = preference.argsort(dim=1, stable=True)
         rank = torch.empty_like(ranked).scatter_(1, ranked, slot.expand_as(ranked))
         in_first = rank < first[active, None]

@@ -72,23 +72,20 @@ class LambdaRank(PoolLoss):
     """Pairs weighted by what swapping them would change in the reciprocal rank (ADORE).
 
     ``|a_p - a_n| softplus(s_n - s_p)``, a_r = 1/r up to ``cutoff`` and 0 beyond, mean over each anchor's pairs, then
-    over anchors.
+    over anchors. Ranks are those of the retrieved list where every block knows them (ADORE); otherwise the places
+    that the current scores give positives and negatives of the pool among themselves.
 
     Args:
         cutoff: ranks beyond it discount to 0; None = none do.
         temperature: divides similarities.
 
     Shapes:
-        needs ``rank`` on positives (B, P) and negatives (B, N).
-
-    Raises:
-        ValueError: a block without ranks.
+        B anchors; count = anchors with a positive. Live ranks sort (B, P + all N).
 
     Source:
-        ADORE, arXiv 2104.08051, section 5.2. Differs: cutoff None means no cut, where the published code's loss is 0.
+        ADORE, arXiv 2104.08051, section 5.2; live ranks: LambdaRank, Burges et al., NIPS 2006. Differs: cutoff None
+        means no cut, where the published code's loss is 0.
     """
-
-    needs = frozenset({"rank"})
 
     def __init__(self, cutoff: int | None = None, temperature: float = 1.0) -> None:
         super().__init__(temperature)
@@ -98,25 +95,36 @@ class LambdaRank(PoolLoss):
 
     def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
         rows, positive = positive_logits(pool)
-        usable = pool.usable_of(pool.positives)
-        discount = self._discount(pool.positives, positive.dtype)[usable]  # (V,), in the order of ``rows``
+        ranks = _ranks(pool)
+        discount = self._discount(ranks[0], positive.dtype)[pool.usable_of(pool.positives)]  # (V,), in order of ``rows``
         total, pairs = torch.zeros_like(positive), torch.zeros_like(positive)
-        for block in pool.negatives:
+        for block, rank in zip(pool.negatives, ranks[1:], strict=True):
             gap = pool.scores(block)[rows] / pool.temperature - positive[:, None]  # (V, N)
-            weight = (discount[:, None] - self._discount(block, positive.dtype)[rows]).abs() * _pair_weight(block, rows)
+            weight = (discount[:, None] - self._discount(rank, positive.dtype)[rows]).abs() * _pair_weight(block, rows)
             allowed = pool.usable_of(block)[rows]
             total = total + (weight * F.softplus(gap)).where(allowed, 0).sum(1)
             pairs = pairs + allowed.sum(1)
         # an anchor whose list holds positives only has no pair to swap: it counts, and costs nothing
         return per_anchor(total / pairs.clamp_min(1), rows, len(pool))
 
-    def _discount(self, block: Block, dtype: torch.dtype) -> Tensor:
-        if block.rank is None:
-            raise ValueError(
-                f"LambdaRank needs ranks; block '{block.origin}' has none. Put ADORE in the chain, or use another loss."
-            )
-        discount = 1.0 / block.rank.clamp_min(1).to(dtype)
-        return discount if self.cutoff is None else discount.where(block.rank <= self.cutoff, 0)
+    def _discount(self, rank: Tensor, dtype: torch.dtype) -> Tensor:
+        discount = 1.0 / rank.clamp_min(1).to(dtype)
+        return discount if self.cutoff is None else discount.where(rank <= self.cutoff, 0)
+
+
+def _ranks(pool: NegativePool) -> list[Tensor]:
+    """(B, P) and (B, N) per block: places in each anchor's list, 1 = best; unusable columns stand at the end."""
+    blocks = (pool.positives, *pool.negatives)
+    known = [block.rank for block in blocks if block.rank is not None]
+    if len(known) == len(blocks):
+        return known
+    scores = [pool.scores(block).detach() for block in blocks]
+    lowest = torch.finfo(scores[0].dtype).min
+    listed = torch.cat([s.where(pool.usable_of(b), lowest) for s, b in zip(scores, blocks, strict=True)], dim=1)
+    order = listed.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(1, listed.shape[1] + 1, device=listed.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, places)
+    return list(rank.split([s.shape[1] for s in scores], dim=1))
 
 
 def _pair_weight(block: Block, rows: Tensor) -> Tensor | float:

@@ -1,0 +1,160 @@
+"""Four small families that stand for all: what a chain of miners may meet, without text, pictures or weights to load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.batch import Batch
+from hardneg.losses import PoolLoss
+from hardneg.modules.base import ContrastiveModule
+from miners import Block, Items, NegativePool, PoolMiner, Ragged, StepContext, Store
+
+ROWS, FEATURES, DIM, CLASSES = 12, 8, 6, 4
+
+
+def features(seed: int, *shape: int) -> Tensor:
+    """Standard normal numbers in float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def make_batch(rows: Tensor | None = None, drawn: int = 1) -> Batch:
+    """Rows with a query, a document near it, one drawn negative each, a class and a guide's opinion of everything."""
+    rows = torch.arange(ROWS) if rows is None else rows
+    generator = torch.arange(1000)
+    queries = features(1, 1000, FEATURES)[rows]
+    documents = queries + 0.8 * features(2, 1000, FEATURES)[rows]
+    negatives = documents.repeat_interleave(drawn, 0) + features(3, 1000, FEATURES)[: len(rows) * drawn]
+    labels = rows % CLASSES
+    items = {
+        "query": Items(ids=rows, content=rows + 5000, labels=labels, guide=features(4, 1000, 5)[rows], space="query"),
+        "document": Items(ids=rows, content=rows + 9000, guide=features(5, 1000, 5)[rows], space="document"),
+        "drawn": Items(
+            ids=generator[: len(rows) * drawn] + 300,
+            guide=features(6, 1000, 5)[: len(rows) * drawn],
+            space="document",
+            rows=torch.arange(len(rows)).repeat_interleave(drawn),
+        ),
+    }
+    known = Ragged.from_lists([[int(row)] for row in rows])
+    return Batch({"query": queries, "document": documents, "drawn": negatives}, items, known, rows)
+
+
+class StubFamily(ContrastiveModule):
+    """Linear towers in float64; the four families differ in their sides, pools and what they provide."""
+
+    def __init__(self, miners: Sequence[PoolMiner] | None = None, loss: PoolLoss | None = None) -> None:
+        super().__init__(loss, miners)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.left = nn.Linear(FEATURES, DIM, bias=False).double()
+            self.right = nn.Linear(FEATURES, DIM, bias=False).double()
+            self.centres = nn.Parameter(torch.randn(CLASSES, DIM, dtype=torch.float64))
+        self.use_miners()
+
+    def embed(self, space: str) -> Store:
+        vectors = features(1, 1000, FEATURES)[:ROWS].float()
+        return Store(vectors, torch.arange(ROWS), space)
+
+    def _pool(
+        self, direction: str, anchors: Items, positives: Block, context: StepContext, **parts: object
+    ) -> NegativePool:
+        return NegativePool(
+            anchors, positives, self.loss.temperature, direction=direction, context=context, **parts
+        )  # type: ignore[arg-type]
+
+
+class TwoTower(StubFamily):
+    """Retrieval-like: queries, documents, drawn negatives, a guide; one encoder serves all sides."""
+
+    provides = frozenset({"embeddings", "sides", "own_positive", "drawn", "guide", "one_space"})
+    directions = ("query_to_document",)
+
+    def encode(self, batch: Batch) -> dict[str, Items]:
+        return {side: replace(items, embeddings=self.left(batch.inputs[side])) for side, items in batch.items.items()}
+
+    def pools(self, sides: Mapping[str, Items], batch: Batch, context: StepContext) -> list[NegativePool]:
+        own = slice(context.offset, context.offset + len(batch))
+        roles = {"anchors": sides["query"], "positives": sides["document"], "drawn": sides["drawn"]}
+        anchors, positives = sides["query"].take(own), one_each(sides["document"].take(own))
+        return [self._pool(self.directions[0], anchors, positives, context, sides=roles, known=batch.known)]
+
+
+class Symmetric(StubFamily):
+    """Two modalities of the same instants, contrasted both ways, with two encoders."""
+
+    provides = frozenset({"embeddings", "sides", "own_positive", "guide"})
+    directions = ("left_to_right", "right_to_left")
+
+    def encode(self, batch: Batch) -> dict[str, Items]:
+        return {
+            "left": replace(batch.items["query"], embeddings=self.left(batch.inputs["query"]), labels=None),
+            "right": replace(batch.items["document"], embeddings=self.right(batch.inputs["document"])),
+        }
+
+    def pools(self, sides: Mapping[str, Items], batch: Batch, context: StepContext) -> list[NegativePool]:
+        own = slice(context.offset, context.offset + len(batch))
+        out = []
+        for direction in self.directions:
+            a, b = direction.split("_to_")
+            roles = {"anchors": sides[a], "positives": sides[b]}
+            positives = one_each(sides[b].take(own))
+            out.append(self._pool(direction, sides[a].take(own), positives, context, sides=roles))
+        return out
+
+
+class Labelled(StubFamily):
+    """Classes with centres: the positive is the anchor's own class centre, the negatives are the others."""
+
+    provides = frozenset({"embeddings", "sides", "own_positive", "labels", "one_space"})
+    directions = ("image_to_class",)
+
+    def encode(self, batch: Batch) -> dict[str, Items]:
+        labels = batch.items["query"].labels
+        return {"image": Items(self.left(batch.inputs["query"]), batch.rows, labels=labels, space="image")}
+
+    def pools(self, sides: Mapping[str, Items], batch: Batch, context: StepContext) -> list[NegativePool]:
+        images = sides["image"].take(slice(context.offset, context.offset + len(batch)))
+        classes = Items(self.centres, torch.arange(CLASSES), space="class")
+        assert images.labels is not None
+        positives = one_each(classes.take(images.labels))
+        roles = {"anchors": sides["image"], "classes": classes, "positives": sides["image"]}
+        return [self._pool(self.directions[0], images, positives, context, sides=roles)]
+
+
+class ScoresOnly(StubFamily):
+    """Re-ranking-like: candidates in retrieved order, with a score and no vector."""
+
+    provides = frozenset({"sides", "drawn", "rank", "own_positive"})
+    directions = ("query_to_document",)
+
+    def encode(self, batch: Batch) -> dict[str, Items]:
+        return {"query": replace(batch.items["query"], guide=None)}
+
+    def pools(self, sides: Mapping[str, Items], batch: Batch, context: StepContext) -> list[NegativePool]:
+        number = len(batch)
+        pairs = torch.stack([batch.inputs["query"], batch.inputs["document"]], 1)  # (B, 2, features)
+        candidates = pairs.new_zeros(number, 5, FEATURES) + features(8, number, 5, FEATURES)
+        rank = torch.arange(2, 7).expand(number, 5)
+        weight = self.left.weight.sum(0)
+        items = Items(ids=torch.arange(number * 5).view(number, 5) + 300)
+        listed = Block(items, "mined", given=torch.tanh(candidates @ weight), rank=rank)
+        positive = Block(
+            Items(ids=batch.items["document"].ids[:, None]),  # type: ignore[index]
+            "positive",
+            given=torch.tanh(pairs[:, 1] @ weight)[:, None],
+            rank=torch.ones(number, 1, dtype=torch.long),
+        )
+        return [self._pool(self.directions[0], sides["query"], positive, context, sides={"drawn": listed})]
+
+
+def one_each(items: Items) -> Block:
+    """Shared items (B, ...) as one own positive of each anchor."""
+    wide = {name: part[:, None] for name, part in items.tensors().items() if name not in ("labels", "norms", "rows")}
+    return Block(replace(items, labels=None, norms=None, rows=None, **wide), "positive")
+
+
+FAMILIES = (TwoTower, Symmetric, Labelled, ScoresOnly)

@@ -1,0 +1,149 @@
+"""Every miner with every family: one step per cell.
+
+A cell may raise only where ``needs - provides`` is not empty (computed here, never listed). A cell that trains must
+change the loss or a count against the chain without that miner, with finite gradients that are not all zero.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from itertools import product
+
+import pytest
+import torch
+
+import hardneg.losses
+import miners
+from hardneg.losses import InfoNCE, PoolLoss
+from hardneg.modules.base import ContrastiveModule
+from miners import BatchMiner, DrawnBatches, InBatch, NegativeSource, PoolMiner, Ragged, Shuffled, TrainingTable
+from tests.families import FAMILIES, ROWS, make_batch
+
+
+def public(kind: type) -> list[type]:
+    """Concrete public classes of a kind, from the package's own list."""
+    found = [vars(miners)[name] for name in miners.__all__ if name in vars(miners)]  # miners are never loaded later
+    return [c for c in found if inspect.isclass(c) and issubclass(c, kind) and not inspect.isabstract(c)]
+
+
+POOL_MINERS = public(PoolMiner)
+LOSSES = [
+    c
+    for name in hardneg.losses.__all__
+    if issubclass(c := getattr(hardneg.losses, name), PoolLoss) and not inspect.isabstract(c)
+]
+
+
+def build(kind: type):
+    """A miner with the arguments that have no default."""
+    if kind is miners.StaticNegatives:
+        return kind(Ragged.from_lists([[300 + row, 400 + row] for row in range(ROWS)]))
+    return kind()
+
+
+def step(family: ContrastiveModule) -> tuple[torch.Tensor, dict[str, float], list[torch.Tensor]]:
+    """Two training steps with their commits (so that queues hold something); the second one's loss, counts, gradients."""
+    for _ in range(2):
+        family.zero_grad()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loss = family.training_step(make_batch(), 0)
+        if loss.requires_grad:
+            loss.backward()
+        counts = {name: float(v) for pool in family.finished for name, v in pool.statistics().items()}
+        family.on_after_backward()
+    return loss.detach(), counts, [p.grad for p in family.parameters() if p.grad is not None]
+
+
+def missing(family: type[ContrastiveModule], chain: list, loss: PoolLoss) -> set[str]:
+    available, lacking = set(family.provides), set()
+    for part in (*chain, loss):
+        lacking |= part.needs - available
+        available |= getattr(part, "provides", frozenset())
+    return lacking
+
+
+CELLS = [
+    (family, miner, loss, direction)
+    for family, miner, loss in product(FAMILIES, POOL_MINERS, LOSSES)
+    for direction in family.directions
+]
+OUTCOMES: dict[str, int] = {"trains": 0, "raises": 0}
+
+
+@pytest.mark.parametrize(
+    ("family", "miner", "loss", "direction"), CELLS, ids=lambda part: getattr(part, "__name__", str(part))
+)
+def test_pool_miner_cell(family, miner, loss, direction, monkeypatch):
+    monkeypatch.setattr(family, "directions", (direction,))
+    before = [] if miner is InBatch else [InBatch()]
+    chain = [*before, build(miner)]
+    if missing(family, chain, loss()):
+        OUTCOMES["raises"] += 1
+        with pytest.raises(ValueError, match="needs"):
+            family(chain, loss())
+        return
+    OUTCOMES["trains"] += 1
+    value, counts, gradients = step(family(chain, loss()))
+    if missing(family, before, loss()):  # a loss that only this miner makes possible has nothing to be compared with
+        reference, without = value + 1, {}
+    else:
+        reference, without, _ = step(family(before, loss()))
+    assert torch.isfinite(value)
+    assert not torch.equal(value, reference) or counts != without
+    assert all(torch.isfinite(g).all() for g in gradients)
+    assert any(bool((g != 0).any()) for g in gradients)
+
+
+def test_share_of_cells_that_raise_is_at_most_a_quarter(capsys):
+    raising = sum(
+        bool(missing(family, [build(m)] if m is InBatch else [InBatch(), build(m)], loss())) for family, m, loss, _ in CELLS
+    )
+    with capsys.disabled():
+        print(f"\nmatrix: {len(CELLS)} cells of pool miners, {raising} raise ({raising / len(CELLS):.0%})")
+    assert raising / len(CELLS) <= 0.25, "too many cells need what no family provides: say why, or teach the families"
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("kind", public(BatchMiner), ids=lambda c: c.__name__)
+def test_batch_miner_cell(family, kind):
+    batches, module = DrawnBatches(attached(kind)), family([InBatch()], InfoNCE())
+    batches.miner.refresh({"query": module.embed("query")})
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        seen = []
+        for rows in batches:
+            index = torch.tensor([row.index for row in rows])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert torch.isfinite(module.training_step(make_batch(index), 0))
+            anchors = module.finished[0].anchors.detach()
+            batches.trained(index, anchors)
+            seen += index.tolist()
+        assert sorted(seen) == list(range(ROWS))
+
+
+def attached(kind: type[BatchMiner]) -> BatchMiner:
+    miner = kind(batch_size=5)
+    miner.attach(TrainingTable(torch.arange(ROWS), Ragged.from_lists([[i] for i in range(ROWS)])))
+    return miner
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("kind", public(NegativeSource), ids=lambda c: c.__name__)
+def test_source_cell(family, kind):
+    source = build(kind)
+    if source.needs - family.provides:
+        assert "drawn" not in family.provides
+        return
+    miner = attached(Shuffled)
+    source.attach(miner.table)
+    rows = next(iter(DrawnBatches(miner, [source])))
+    drawn = {negative for row in rows for negative in row.negatives}
+    assert drawn
+    assert all(300 <= negative < 300 + 100 + ROWS for negative in drawn)
+    with_drawn, _, gradients = step(family([InBatch()], InfoNCE()))
+    without, _, _ = step(family([InBatch(drawn="none")], InfoNCE()))
+    assert not torch.equal(with_drawn, without)
+    assert any(bool((g != 0).any()) for g in gradients)
