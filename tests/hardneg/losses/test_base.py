@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hardneg.losses
-from hardneg.losses import InfoNCE, NGAMEHinge, PairwiseLogistic, PoolLoss, TripletMargin
+from hardneg.losses import InfoNCE, LambdaRank, NGAMEHinge, PairwiseLogistic, PoolLoss, TripletMargin
 from miners import InBatch
 from miners.pool import ABILITIES
 from miners.testing import permuted, random_pool
@@ -30,7 +30,7 @@ def test_losses_never_look_at_embeddings(loss: type) -> None:
 
 
 @pytest.mark.parametrize(
-    "loss", [InfoNCE(), InfoNCE(label_smoothing=0.1), PairwiseLogistic(), TripletMargin(), NGAMEHinge()]
+    "loss", [InfoNCE(), InfoNCE(label_smoothing=0.1), PairwiseLogistic(), TripletMargin(), LambdaRank(), NGAMEHinge()]
 )
 def test_a_loss_is_two_scalars_and_does_not_mind_the_order_of_rows(loss: PoolLoss) -> None:
     pool = random_pool(3, "two_tower")

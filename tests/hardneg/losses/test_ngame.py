@@ -66,7 +66,7 @@ def test_rows_without_negatives_cost_nothing(temperature: float | None) -> None:
     emptied = mined.mask(lambda scores, block: (torch.arange(6) < 5)[:, None].expand_as(scores), "test")
     total, count = NGAMEHinge(2.0, 4, temperature)(emptied)
     assert int(count) == 24
-    assert float(total) > 0
+    assert total > 0
     for gradient in torch.autograd.grad(total, leaves(mined)):
         assert bool(gradient.isfinite().all())
     nothing = mined.mask(lambda scores, block: torch.ones_like(scores).bool(), "test")
