@@ -2,6 +2,8 @@
 
 from hardneg.callbacks.record import RecordNegatives
 from hardneg.callbacks.refresh import RefreshNegatives
+from hardneg.callbacks.report import WriteReport
+from hardneg.callbacks.save_encoder import SaveEncoder
 from hardneg.callbacks.store_writer import WriteStores
 
-__all__ = ["RecordNegatives", "RefreshNegatives", "WriteStores"]
+__all__ = ["RecordNegatives", "RefreshNegatives", "SaveEncoder", "WriteReport", "WriteStores"]
