@@ -108,7 +108,8 @@ def save_evaluation(
     kept = [at * len(query_names) // num_texts for at in range(num_texts)] if num_texts < len(query_names) else None
     documents = data.names("document")
     qrels = data.qrels(split)
-    queries, shown = [], {}
+    queries: list[RankedQuery] = []
+    shown: dict[str, str] = {}  # documents that some ranking mentions
     for row in range(len(query_names)) if kept is None else kept:
         grades = qrels[query_names[row]]
         ranking = [documents[i] for i in measures.ids[row].tolist()]

@@ -48,6 +48,13 @@ class Difference:
     mean: float
     half_width: float | None
 
+    @property
+    def verdict(self) -> str:
+        """ "up" or "down" where the interval leaves zero out, else ""."""
+        if self.half_width is None or abs(self.mean) <= self.half_width:
+            return ""
+        return "up" if self.mean > 0 else "down"
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -284,11 +291,11 @@ def _progress_pictures(runs: Sequence[Run]) -> list[Picture]:
     """Loss, and beside it the validation measure where it was taken more than once."""
     from hardneg.report.pictures import Line, Panel, draw
 
-    wanted = {"Loss": ("train/loss", "loss, nats"), "Validation": (_validation_column(runs), None)}
+    wanted = {"Loss": ("train/loss", "loss"), "Validation": (_validation_column(runs), None)}
     found = []
     for title, (name, unit) in wanted.items():
         lines = [
-            Line(run.name if len(runs) > 1 else name, run.curves[name], _run_colour(number))
+            Line(_spoken(run.name) if len(runs) > 1 else name, run.curves[name], _run_colour(number))
             for number, run in enumerate(runs, 1)
             if name in run.curves
         ]
@@ -355,7 +362,7 @@ def _panels(runs: Sequence[Run]) -> list[tuple[Run, str]]:
 
 
 def _panel_title(runs: Sequence[Run], run: Run, direction: str) -> str:
-    parts = [run.name] if len(runs) > 1 else []
+    parts = [_spoken(run.name)] if len(runs) > 1 else []
     return " · ".join(parts + ([_spoken(direction)] if direction else []))
 
 
@@ -418,9 +425,9 @@ def _duration(seconds: float | None) -> str:
 def _count(value: float | None) -> str:
     if value is None:
         return "–"
-    return (
-        f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
-    )
+    if value >= 100 or value == round(value):
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _spoken(word: str) -> str:

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,13 +23,13 @@ COLOURS = ("ink", "muted", "rule", "positive", "negative", "run-1", "run-2", "ru
 
 _STAND_IN = {name: f"#01{at:02x}fe" for at, name in enumerate(COLOURS, 1)}
 _POINTS = 100  # of a drawn line, about: what the eye can tell apart on a laptop
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: selectable, and in the page's own font
     "text.parse_math": False,  # names of columns and folders are no formulas, whatever dollars they hold
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "font.size": 8.5,
-    "axes.titlesize": 9,
+    "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.titlecolor": _STAND_IN["ink"],
@@ -49,6 +50,7 @@ _STYLE = {
     "ytick.left": False,
     "figure.constrained_layout.h_pad": 0.06,
     "figure.constrained_layout.w_pad": 0.06,
+    "figure.constrained_layout.wspace": 0.04,
 }
 
 
@@ -108,7 +110,7 @@ def draw(
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     averaged = 1
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):  # the same curves make the same bytes
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title}):  # the same curves make the same bytes
         figure = Figure(figsize=(width, height * rows), layout="constrained")
         canvas = FigureCanvasSVG(figure)
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -167,9 +169,8 @@ def _inline(svg: str, title: str) -> Markup:
     """An SVG file as an element of a page. Matplotlib has escaped all texts in it."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
-    )
+    for name in ("width", "height"):  # the page decides; the viewBox keeps the shape
+        svg = re.sub(rf'(<svg[^>]*?) {name}="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"font: ([^;\"']*?)([\d.]+px) [^;\"]*", r"font: \1\2 var(--sans)", svg)
     for name, colour in _STAND_IN.items():
         svg = svg.replace(colour, f"var(--{name})")

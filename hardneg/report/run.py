@@ -65,7 +65,7 @@ class Run:
     def directions(self) -> tuple[str, ...]:
         """Directions whose columns are logged; ("",) where there is one alone, whose columns have no prefix."""
         found = [name.split("/")[1] for name in self.curves if name.endswith("/hardness_mean") and name.count("/") == 2]
-        return tuple(dict.fromkeys(found)) or ("",)
+        return tuple(sorted(dict.fromkeys(found), key=lambda name: not name.startswith("query"))) or ("",)
 
     def curve(self, name: str, direction: str = "") -> Curve | None:
         """A column ``train/<direction>/<name>``; None where it was not logged."""
@@ -231,7 +231,7 @@ def _below(folder: Path) -> Iterable[Path]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Paths without the parts that all have in common: seed_0/mined/version_0 beside seed_0/plain/version_0 is mined."""
+    """Paths without what all have in common: of seed_0/plain/version_0 and seed_0/mined/version_0, plain and mined."""
     parts = [list(folder.parts) for folder in folders]
     for end in (0, -1):
         while all(len(each) > 1 for each in parts) and len({each[end] for each in parts}) == 1:

@@ -1,10 +1,11 @@
-"""What of many records and rankings the page shows. Nothing is picked for looking good: even spacing and plain ranks."""
+"""What of many records and rankings the page shows: by even spacing and plain ranks, never for looking good."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TypeVar
 
 from hardneg.metrics.retrieval import DEPTH
@@ -73,9 +74,7 @@ def early_and_late(records: Sequence[Record], rows: int = 6) -> list[tuple[Recor
     missing = rows - len(pairs)
     lefts = _spaced([early[key] for key in reversed(early) if key not in late], missing)
     rights = _spaced([late[key] for key in late if key not in early], missing)
-    for place in range(max(len(lefts), len(rights))):
-        pairs.append((lefts[place] if place < len(lefts) else None, rights[place] if place < len(rights) else None))
-    return pairs
+    return pairs + list(zip_longest(lefts, rights))
 
 
 def _spaced(things: Sequence[T], count: int) -> list[T]:

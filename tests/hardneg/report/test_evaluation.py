@@ -81,7 +81,7 @@ def test_long_documents_are_cut(tmp_path: Path, data: RetrievalData, monkeypatch
 
 
 def test_measures_of_another_split_are_refused(tmp_path: Path, data: RetrievalData) -> None:
-    with pytest.raises(ValueError, match="not those of the 2 queries of the split 'dev'.*pass the split that was"):
+    with pytest.raises(ValueError, match=r"not those of the 2 queries of the split 'dev'.*pass the split that was"):
         save_evaluation(tmp_path, "final", ranked(data, "test", [[8], [9]]), data, "dev")
 
 

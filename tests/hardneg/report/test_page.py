@@ -9,7 +9,7 @@ import pytest
 
 from hardneg.report import write_report
 from hardneg.report.evaluation import read_evaluations
-from hardneg.report.page import Scale, _duration, _signed, difference
+from hardneg.report.page import Difference, Scale, _duration, _signed, difference
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}&amp;"
 
@@ -122,7 +122,7 @@ def test_runs_side_by_side_share_their_start(
         )
     text = Page(write_report(tmp_path, "Both")).text
     assert "hardneg report, 2 runs side by side" in text
-    assert "0.250 at the start, 0.500 after in-batch, 0.750 after mined." in text
+    assert "0.250 at the start, 0.500 with in-batch, 0.750 with mined." in text
     assert text.count("0.250 at the start") == 1
     assert "mined − in-batch" in text
     assert "7 min 22 s" in text
@@ -178,6 +178,16 @@ def test_differences_are_paired_by_query(
     assert found is not None
     assert found.mean == pytest.approx((0.5 + 0 - 0.25) / 3)
     assert found.half_width == pytest.approx(1.96 * 0.38188130791 / 3**0.5)  # sd of (0.5, 0, -0.25)
+    assert found.verdict == ""
+
+
+def test_a_difference_within_its_interval_is_no_news() -> None:
+    assert [Difference(*pair).verdict for pair in ((0.1, 0.05), (-0.1, 0.05), (0.1, 0.1), (0.1, None))] == [
+        "up",
+        "down",
+        "",
+        "",
+    ]
 
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path, make_run: Callable[..., Path]) -> None:

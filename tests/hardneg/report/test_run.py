@@ -92,7 +92,7 @@ def test_directions_are_found_in_the_columns(tmp_path: Path, make_run: Callable[
 def test_no_run_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no run: neither metrics.csv .*Train first.*RecordNegatives"):
         read_runs(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is no folder. Give the folder of a run"):
+    with pytest.raises(FileNotFoundError, match=r"is no folder. Give the folder of a run"):
         read_runs(tmp_path / "nowhere")
 
 
