@@ -89,7 +89,8 @@ class Items:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Items:
         """Apply ``change`` to every part."""
-        return replace(self, **{name: change(part) for name, part in self.tensors().items()})
+        parts: dict[str, Any] = {name: change(part) for name, part in self.tensors().items()}
+        return replace(self, **parts)
 
     def take(self, index: Tensor | slice) -> Items:
         """Rows of shared items (N, ...), in the order of ``index``."""
