@@ -115,7 +115,7 @@ class NegativeSource(ABC):
 class Row(NamedTuple):
     """One training row on its way to the data set: plain ints, cheap to send to a worker."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a row
     positive: int
     negatives: tuple[int, ...] = ()
 

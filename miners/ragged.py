@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,9 +89,9 @@ class Ragged:
         out[rows, torch.arange(len(self.values), device=rows.device) - self.offsets[rows]] = self.values
         return out
 
-    def to(self, *args: object, **kwargs: object) -> Ragged:
+    def to(self, *args: Any, **kwargs: Any) -> Ragged:
         """The same lists on another device."""
-        return Ragged(self.offsets.to(*args, **kwargs), self.values.to(*args, **kwargs))  # type: ignore[arg-type]
+        return Ragged(self.offsets.to(*args, **kwargs), self.values.to(*args, **kwargs))
 
     def to_lists(self) -> list[list[int]]:
         """Python lists, for people and tests."""

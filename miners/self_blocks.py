@@ -34,10 +34,18 @@ class SelfBlocks(PoolMiner):
 
     def forward(self, pool: NegativePool) -> NegativePool:
         if self.anchors:
-            pool = pool.add(Block(pool.sides["anchors"], "queries"))
+            pool = pool.add(Block(_items(pool, "anchors"), "queries"))
         if self.positives:
-            pool = pool.add(Block(pool.sides["positives"], "documents", left=_one_each(pool.positives.items)))
+            left = _one_each(pool.positives.items)
+            pool = pool.add(Block(_items(pool, "positives"), "documents", left=left))
         return pool
+
+
+def _items(pool: NegativePool, name: str) -> Items:
+    side = pool.sides[name]
+    if isinstance(side, Block):
+        raise ValueError(f"SelfBlocks compares vectors; the pool's side '{name}' has only scores.")
+    return side
 
 
 def _one_each(items: Items) -> Items:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ class TestAnchorsOnly(PoolMinerContract):
 def test_blocks_are_cosines_without_their_diagonals() -> None:
     pool = SelfBlocks()(random_pool(3, "symmetric"))
     anchors, positives = pool.negatives
-    q, p = pool.anchors.unit, pool.sides["positives"].unit  # type: ignore[union-attr]
+    q, p = pool.anchors.unit, pool.sides["positives"].unit
     torch.testing.assert_close(pool.scores(anchors), q @ q.T)
     torch.testing.assert_close(pool.scores(positives), p @ p.T)
     assert not pool.usable_of(anchors).diagonal().any()
@@ -37,7 +39,7 @@ def test_another_copy_of_the_positive_is_masked_among_documents() -> None:
 
 def test_gradient_reaches_both_ends_of_a_self_block() -> None:
     pool = SelfBlocks(anchors=False)(random_pool(3, "symmetric"))
-    documents = pool.sides["positives"].embeddings  # type: ignore[union-attr]
+    documents = pool.sides["positives"].embeddings
     (gradient,) = torch.autograd.grad(pool.mass().sum(), documents)
     assert bool((gradient.norm(dim=1) > 0).all())
 
@@ -47,3 +49,6 @@ def test_messages() -> None:
         SelfBlocks(anchors=False, positives=False)
     with pytest.raises(ValueError, match=r"one positive per anchor, \(B, 1, d\).*Set positives: false"):
         SelfBlocks()(InBatch()(random_pool(0, "labelled")))
+    pool = replace(random_pool(0, "symmetric"), sides=random_pool(0, "scores_only").sides)
+    with pytest.raises(ValueError, match="SelfBlocks compares vectors; the pool's side 'positives' has only scores"):
+        SelfBlocks(anchors=False)(pool)
