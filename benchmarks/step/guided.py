@@ -92,7 +92,7 @@ def with_gradients(step: Step, student: list[Tensor]) -> tuple[Tensor, list[Tens
     for leaf in student:
         leaf.grad = None
     value = step()
-    return value, [leaf.grad for leaf in student if leaf.grad is not None]
+    return value, [leaf.grad.clone() for leaf in student if leaf.grad is not None]
 
 
 def main() -> None:
@@ -120,7 +120,7 @@ def main() -> None:
         [
             f"B = {rows}, d = {dims} for student and guide, one negative per row, float32, temperature {TEMPERATURE}, "
             f"forward and backward, {options.threads} thread(s), seed {options.seed}; ready embeddings, no encoder.",
-            f"{ratio:.0f} times as fast; values differ by {differ:.1e}, gradients by at most {apart:.1e} of the largest.",
+            f"{ratio:.0f} times as fast; values differ by {differ:.1e}, gradients by {apart:.1e} of the largest.",
             "Milliseconds: median of the timed steps. Extra MB: the most that tensors made by the step hold at once, "
             "from the profiler's record of every allocation.",
         ],
