@@ -72,7 +72,7 @@ def test_every_public_miner_has_signed_its_contract() -> None:
 
 def test_an_unsigned_miner_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unsigned(PoolMiner):
-        def forward(self, pool):  # type: ignore[no-untyped-def]
+        def forward(self, pool):
             return pool
 
     monkeypatch.setattr(miners, "Unsigned", Unsigned, raising=False)

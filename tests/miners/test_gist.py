@@ -177,10 +177,10 @@ def test_t8_permuting_scaling_and_a_guide_that_is_the_student() -> None:
 
     sides = {
         name: replace(side, guide=3 * side.guide, embeddings=7 * side.embeddings) for name, side in pool.sides.items()
-    }  # type: ignore[union-attr,operator,type-var]
+    }
     items = pool.positives.items
-    own = replace(items, guide=3 * items.guide, embeddings=7 * items.embeddings)  # type: ignore[operator]
-    scaled = replace(pool, anchors=sides["anchors"], positives=Block(own, "positive"), sides=sides, memo={})  # type: ignore[arg-type]
+    own = replace(items, guide=3 * items.guide, embeddings=7 * items.embeddings)
+    scaled = replace(pool, anchors=sides["anchors"], positives=Block(own, "positive"), sides=sides, memo={})
     assert loss(scaled, *chain) == pytest.approx(loss(pool, *chain), abs=1e-12)
 
     far = ([0, 90, 180, 270], [5, 95, 185, 275])
@@ -211,7 +211,7 @@ def test_a_negative_positive_keeps_the_margin_s_direction() -> None:
 
 def test_nothing_flows_into_the_guide() -> None:
     pool = random_pool(1, "two_tower")
-    guides = [side.guide.requires_grad_() for side in pool.sides.values()]  # type: ignore[union-attr]
+    guides = [side.guide.requires_grad_() for side in pool.sides.values()]
     mined = GIST()(SelfBlocks()(InBatch()(pool)))
     total, _ = InfoNCE()(mined)
     assert torch.autograd.grad(total, guides, allow_unused=True) == (None,) * len(guides)
@@ -219,7 +219,7 @@ def test_nothing_flows_into_the_guide() -> None:
 
 def test_messages() -> None:
     with pytest.raises(ValueError, match=r"GIST\(margin_strategy='percent'\): wants 'absolute' or 'relative'"):
-        GIST(margin_strategy="percent")  # type: ignore[arg-type]
+        GIST(margin_strategy="percent")
     with pytest.raises(
         ValueError, match=r"needs guide vectors on every block; block 'positive' .* has none\. Give the"
     ):

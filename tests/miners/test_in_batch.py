@@ -47,7 +47,7 @@ def test_each_anchor_meets_the_other_rows_positives() -> None:
 @pytest.mark.parametrize(("drawn", "columns"), [("shared", [8, 8, 8, 8]), ("own", [2, 2, 2, 2])])
 def test_drawn_negatives_serve_all_rows_or_their_own(drawn: str, columns: list[int]) -> None:
     pool = random_pool(0, "two_tower", anchors=4)
-    pool = InBatch(drawn)(replace(pool, known=None))  # type: ignore[arg-type]
+    pool = InBatch(drawn)(replace(pool, known=None))
     block = pool.negatives[1]
     assert block.origin == "mined"
     assert pool.usable_of(block).sum(1).tolist() == columns
@@ -73,7 +73,7 @@ def test_own_class_and_its_centre_are_masked() -> None:
 
 def test_messages() -> None:
     with pytest.raises(ValueError, match="InBatch\\(drawn='mine'\\): wants 'shared', 'own' or 'none'"):
-        InBatch("mine")  # type: ignore[arg-type]
+        InBatch("mine")
     pool = random_pool(0, "two_tower")
     with pytest.raises(ValueError, match="InBatch found no candidates: the pool's sides are \\['anchors'\\]"):
         InBatch()(replace(pool, sides={"anchors": pool.anchors}))
@@ -84,6 +84,6 @@ def test_messages() -> None:
 
 def test_no_drawn_rows_in_this_batch() -> None:
     pool = random_pool(0, "two_tower")
-    nothing = pool.sides["drawn"].take(torch.arange(0))  # type: ignore[union-attr]
+    nothing = pool.sides["drawn"].take(torch.arange(0))
     mined = InBatch()(replace(pool, sides=dict(pool.sides) | {"drawn": nothing}))
     assert [block.origin for block in mined.negatives] == ["in_batch"]

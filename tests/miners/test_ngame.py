@@ -82,7 +82,7 @@ def test_t4_the_published_schedule() -> None:
 
 
 def ready(rows: int = 40, **options: object) -> NGAME:
-    miner = NGAME(**options)  # type: ignore[arg-type]
+    miner = NGAME(**options)
     table = random_table(rows=rows)
     miner.attach(table)
     miner.refresh(random_stores(table))
@@ -192,7 +192,7 @@ def test_messages() -> None:
     with pytest.raises(ValueError, match=r"NGAME\(cluster_size=0, refresh_interval=1, lag=0\)"):
         NGAME(0)
     with pytest.raises(ValueError, match=r"NGAME\(embeddings='old'\): wants 'fresh' or 'buffer'"):
-        NGAME(embeddings="old")  # type: ignore[arg-type]
+        NGAME(embeddings="old")
     with pytest.raises(ValueError, match=r"NGAME\(halve_at=\[3, 2\]\): rising epochs from 1 on"):
         NGAME(halve_at=(3, 2))
     miner = NGAME()

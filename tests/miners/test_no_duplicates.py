@@ -29,8 +29,8 @@ def meet(table: TrainingTable, one: int, two: int) -> bool:
     positives = table.positives.to_lists()
     if int(table.anchors[one]) == int(table.anchors[two]) or set(positives[one]) & set(positives[two]):
         return True
-    contents = [{int(table.document_content[p]) for p in positives[row]} for row in (one, two)]  # type: ignore[index]
-    return bool(contents[0] & contents[1]) or bool(table.anchor_content[one] == table.anchor_content[two])  # type: ignore[index]
+    contents = [{int(table.document_content[p]) for p in positives[row]} for row in (one, two)]
+    return bool(contents[0] & contents[1]) or bool(table.anchor_content[one] == table.anchor_content[two])
 
 
 @pytest.mark.parametrize("seed", range(5))

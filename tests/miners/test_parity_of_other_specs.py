@@ -37,7 +37,7 @@ def pairs(anchors: Tensor, positives: Tensor, temperature: Tensor | float, **par
     queries, documents = Items(anchors, ids, space="query"), Items(positives, ids)
     own = Block(documents.map(lambda part: part[:, None]), "positive")
     sides = {"anchors": queries, "positives": documents}
-    return NegativePool(queries, own, temperature, sides=sides, **parts)  # type: ignore[arg-type]
+    return NegativePool(queries, own, temperature, sides=sides, **parts)
 
 
 def scored(
@@ -435,7 +435,7 @@ def test_sample4geo_t1(scale: float, smoothing: float, expected: float, slope: f
     pools = [InBatch()(pairs(a, b, loss.temperature)) for a, b in ((ground, sky), (sky, ground))]
     value = torch.stack([mean(loss, pool) for pool in pools]).mean()
     close(value, expected)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert loss.logit_scale.grad is not None
     close(loss.logit_scale.grad, slope)
 

@@ -128,7 +128,7 @@ def test_an_empty_pool_has_no_mass() -> None:
 @pytest.mark.parametrize("columns", [0, 1])
 def test_a_block_of_no_columns(columns: int) -> None:
     pool = random_pool(0, "symmetric")
-    nothing = pool.sides["positives"].take(torch.arange(columns))  # type: ignore[union-attr]
+    nothing = pool.sides["positives"].take(torch.arange(columns))
     mined = InBatch()(pool).add(Block(nothing, "queue"))
     torch.testing.assert_close(mined.mass(), wide(mined).logsumexp(1))
     assert mined.hardest(100)[0].shape == (6, 6 + columns)
@@ -203,7 +203,7 @@ def test_weights_add_up() -> None:
 def test_new_positives_are_masked_among_the_negatives() -> None:
     pool = InBatch()(random_pool(0, "symmetric", anchors=4))
     documents = pool.sides["positives"]
-    both = Block(documents.take(torch.tensor([[0, 3], [1, 0], [2, 3], [3, 2]])), "positive")  # type: ignore[union-attr]
+    both = Block(documents.take(torch.tensor([[0, 3], [1, 0], [2, 3], [3, 2]])), "positive")
     changed = pool.with_positives(both)
     assert changed.positives is both
     assert pool.usable[0, 3]
@@ -222,11 +222,11 @@ def test_nobody_equals_nobody() -> None:
 def test_ids_of_two_spaces_are_never_equal_and_content_is() -> None:
     pool = random_pool(0, "symmetric", anchors=4)
     document = pool.sides["positives"]
-    elsewhere = replace(document, space="picture")  # type: ignore[type-var]
-    mined = pool.add(Block(elsewhere, "bank"))  # type: ignore[arg-type]
+    elsewhere = replace(document, space="picture")
+    mined = pool.add(Block(elsewhere, "bank"))
     assert mined.usable.tolist() == [[i != j and {i, j} != {0, 1} for j in range(4)] for i in range(4)]
-    unknown = replace(elsewhere, content=None)  # type: ignore[type-var]
-    assert pool.add(Block(unknown, "bank")).usable.all()  # type: ignore[arg-type]
+    unknown = replace(elsewhere, content=None)
+    assert pool.add(Block(unknown, "bank")).usable.all()
 
 
 @pytest.mark.parametrize(
@@ -240,8 +240,8 @@ def test_ids_of_two_spaces_are_never_equal_and_content_is() -> None:
 )
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_scores_and_sums_have_fp32_at_least(dtype: torch.dtype, expected: torch.dtype, similarity: str) -> None:
-    pool = SelfBlocks()(InBatch()(replace(random_pool(0, dtype=dtype), similarity=similarity)))  # type: ignore[arg-type]
-    reference = SelfBlocks()(InBatch()(replace(random_pool(0, dtype=torch.float64), similarity=similarity)))  # type: ignore[arg-type]
+    pool = SelfBlocks()(InBatch()(replace(random_pool(0, dtype=dtype), similarity=similarity)))
+    reference = SelfBlocks()(InBatch()(replace(random_pool(0, dtype=torch.float64), similarity=similarity)))
     for block, other in zip(pool.negatives, reference.negatives, strict=True):
         assert pool.scores(block).dtype == expected
         torch.testing.assert_close(pool.scores(block).double(), reference.scores(other), atol=1e-5, rtol=1e-5)
@@ -252,20 +252,20 @@ def test_scores_and_sums_have_fp32_at_least(dtype: torch.dtype, expected: torch.
 
 def test_dot_and_cosine() -> None:
     pool = InBatch()(random_pool(0, "symmetric", dtype=torch.float64))
-    a, b = pool.anchors.embeddings, pool.sides["positives"].embeddings  # type: ignore[union-attr]
+    a, b = pool.anchors.embeddings, pool.sides["positives"].embeddings
     dot = replace(pool, similarity="dot", memo={})
-    torch.testing.assert_close(dot.scores(dot.negatives[0]), a @ b.T)  # type: ignore[operator,union-attr]
+    torch.testing.assert_close(dot.scores(dot.negatives[0]), a @ b.T)
     torch.testing.assert_close(
         pool.scores(pool.negatives[0]),
-        torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=2),  # type: ignore[index]
+        torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=2),
     )
 
 
 def test_own_candidates_and_shared_ones_score_alike() -> None:
     pool = random_pool(0, "two_tower", dtype=torch.float64)
     documents = pool.sides["positives"]
-    own = documents.map(lambda part: part[None].expand(6, *part.shape))  # type: ignore[union-attr]
-    shared, each = pool.add(Block(documents, "queue")), pool.add(Block(own, "queue"))  # type: ignore[arg-type]
+    own = documents.map(lambda part: part[None].expand(6, *part.shape))
+    shared, each = pool.add(Block(documents, "queue")), pool.add(Block(own, "queue"))
     torch.testing.assert_close(shared.mass(), each.mass())
     assert torch.equal(shared.usable, each.usable)
     torch.testing.assert_close(shared.guide_scores(shared.negatives[0]), each.guide_scores(each.negatives[0]))
@@ -298,11 +298,11 @@ def test_items_move_together() -> None:
     assert taken.ids is not None
     assert taken.rows is not None
     assert (len(taken), taken.ids.tolist(), taken.rows.tolist()) == (2, [19, 16], [2, 0])
-    assert torch.equal(taken.embeddings, items.embeddings[[4, 1]])  # type: ignore[arg-type,index]
+    assert torch.equal(taken.embeddings, items.embeddings[[4, 1]])
     assert items.detach().embeddings is not None
     assert not items.detach().embeddings.requires_grad
     assert items.to(torch.float64).tensors().keys() == items.tensors().keys()
-    assert torch.equal(replace(items, embeddings=-items.embeddings).unit, -items.unit)  # type: ignore[operator]
+    assert torch.equal(replace(items, embeddings=-items.embeddings).unit, -items.unit)
     assert len(Items()) == 0
 
 
@@ -325,7 +325,7 @@ def test_messages() -> None:
         Items(torch.zeros(3, 2), torch.arange(2))
     pool = random_pool(0, "symmetric")
     with pytest.raises(ValueError, match="NegativePool\\(similarity='l2'\\): wants 'cosine' or 'dot'"):
-        replace(pool, similarity="l2")  # type: ignore[arg-type]
+        replace(pool, similarity="l2")
     other = pool.add(Block(Items(torch.zeros(2, 5), space="document"), "queue"))
     with pytest.raises(ValueError, match="anchors of space 'imu' have 8 dims, candidates of space 'document' 5"):
         other.mass()

@@ -32,7 +32,7 @@ def test_select_takes_any_rows_in_any_order(rows: list[list[int]], data: st.Data
 @given(lists, st.randoms(use_true_random=False))
 def test_pairs_of_one_row_keep_their_order(rows: list[list[int]], random: object) -> None:
     order = list(range(len(rows)))
-    random.shuffle(order)  # type: ignore[attr-defined]
+    random.shuffle(order)
     owners = torch.tensor([i for i in order for _ in rows[i]], dtype=torch.long)
     values = torch.tensor([value for i in order for value in rows[i]], dtype=torch.long)
     assert Ragged.from_pairs(owners, values, len(rows)).to_lists() == rows

@@ -25,7 +25,7 @@ def mean(pool: NegativePool, smoothing: float = 0.0) -> Tensor:
 
 def mined(seed: int, kind: str, dtype: torch.dtype = torch.float64, **options: int) -> NegativePool:
     """Several blocks, masks and weights."""
-    pool = InBatch()(random_pool(seed, kind, dtype=dtype, **options))  # type: ignore[arg-type]
+    pool = InBatch()(random_pool(seed, kind, dtype=dtype, **options))
     if "own_positive" in KINDS[kind]:
         pool = SelfBlocks()(pool)
     pool = pool.mask(lambda scores, block: scores > 0.6, "test")
@@ -100,7 +100,7 @@ def test_gradients_are_those_of_finite_differences(similarity: str, shared: bool
     inputs = (leaf(4, 3), leaf(4, 2, 3), leaf(5, 3), leaf(4, 5), temperature)
 
     def loss(*parts: Tensor) -> Tensor:
-        pool = replace(free_pool(*parts, shared, keep), similarity=similarity)  # type: ignore[arg-type]
+        pool = replace(free_pool(*parts, shared, keep), similarity=similarity)
         return mean(pool, smoothing)
 
     assert torch.autograd.gradcheck(loss, inputs)
@@ -225,8 +225,8 @@ def test_fixed_and_learned_temperatures() -> None:
     assert not list(InfoNCE(0.05).parameters())
     assert not InfoNCE(0.05).state_dict()
     learned = InfoNCE(0.05, learn_temperature=True)
-    assert float(learned.temperature.detach()) == pytest.approx(0.05)  # type: ignore[union-attr]
+    assert float(learned.temperature.detach()) == pytest.approx(0.05)
     assert [name for name, _ in learned.named_parameters()] == ["logit_scale"]
     with torch.no_grad():
         learned.logit_scale.fill_(20.0)
-    assert float(learned.temperature.detach()) == pytest.approx(0.01)  # type: ignore[union-attr]
+    assert float(learned.temperature.detach()) == pytest.approx(0.01)

@@ -74,7 +74,7 @@ def test_gradients_are_those_of_finite_differences(loss: PoolLoss, kind: str) ->
             base = replace(base, sides={"positives": replace(side, given=parts[0])}, positives=positives)
         else:
             assert all(isinstance(side, Items) for side in pool.sides.values())
-            sides = {name: renewed(side) for name, side in pool.sides.items()}  # type: ignore[arg-type]
+            sides = {name: renewed(side) for name, side in pool.sides.items()}
             own = sides["positives"]
             if kind != "labelled":
                 own = own.map(lambda part: part[:, None])
