@@ -61,4 +61,6 @@ class WriteReport(pl.Callback):
         measures = getattr(pl_module, "measures", None)
         if measures is not None and self._validated_at is not None:
             save_evaluation(run, "final", measures, data, data.val_split, seconds, self._validated_at)
+        else:
+            log.info("WriteReport: this fit never validated, so the report has no measures from after training.")
         log.info("wrote %s", write_report(Path(run), self.title))

@@ -36,8 +36,12 @@ def test_the_last_steps_are_on_the_page(fit: Callable[..., pl.Trainer], tmp_path
     assert "Hardness over time" in (tmp_path / "version_0" / "report.html").read_text()
 
 
-def test_without_a_validation_nothing_is_called_final(fit: Callable[..., pl.Trainer], tmp_path: Path) -> None:
-    fit(WriteReport(), val_split=None, logger=CSVLogger(tmp_path, name=None))
+def test_without_a_validation_nothing_is_called_final(
+    fit: Callable[..., pl.Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(WriteReport(), val_split=None, logger=CSVLogger(tmp_path, name=None))
+    assert "this fit never validated" in caplog.text
     run = tmp_path / "version_0"
     assert read_evaluations(run) == []
     assert "No evaluation.json in this folder" in (run / "report.html").read_text()
