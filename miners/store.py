@@ -227,7 +227,7 @@ class Store:
             if bad.any():
                 row = start + int(bad.nonzero()[0])
                 raise ValueError(
-                    f"Store of space {self.space!r}: the vector in row {row} (id {int(self.ids[row])}) holds NaN or infinity. "
+                    f"Store of space {self.space!r}: row {row} (id {int(self.ids[row])}) holds NaN or infinity. "
                     "Encode it again or leave it out."
                 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,12 @@ class Index(ABC):
     Args:
         store: documents that are searched, M of d dims.
         device: "auto" (an accelerator where the class can use one, else the CPU), "cpu", "cuda", "cuda:1", "mps".
+
+    Attributes:
+        exact_scores: scores are float64 row products rounded to float32, whatever the shape of the batch.
     """
+
+    exact_scores: ClassVar[bool] = False
 
     def __init__(self, store: Store, device: str = "auto") -> None:
         if len(store) == 0:

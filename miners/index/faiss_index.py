@@ -33,7 +33,7 @@ class FaissIndex(Index):
         factory: FAISS factory string: "Flat" (exact), "IVF1024,Flat", "HNSW32", "PQ32", ...
         device: "auto" takes the GPUs that FAISS sees, else the CPU; "cuda" all GPUs, "cuda:1" that one, "cpu".
         parameters: FAISS search parameters, such as "nprobe=16" or "efSearch=128"; "" keeps FAISS's defaults.
-        train_rows: most rows that a trained index learns from, drawn at random over the whole store, not its first ones.
+        train_rows: most rows that a trained index learns from, drawn at random over the whole store.
         seed: of that draw.
 
     Raises:

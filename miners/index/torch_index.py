@@ -75,6 +75,8 @@ class TorchIndex(Index):
         uncertified: how many of them had to be searched again in float32.
     """
 
+    exact_scores = True
+
     def __init__(self, store: Store, device: str = "auto") -> None:
         super().__init__(store, device)
         if device == "auto":

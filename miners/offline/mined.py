@@ -1,0 +1,340 @@
+"""The table of mined negatives: where each came from, and per query what was dropped by which rule."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from miners.offline.candidates import Candidates, reduce_lists
+from miners.ragged import Ragged
+from miners.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from miners.offline.filters import Filter
+
+METADATA = b"hardneg"
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+DROPPED = "dropped_"
+
+Items = Mapping[Any, Any] | Sequence[Any]
+"""Texts (or anything Arrow holds) by id: a mapping, or a sequence where ids count from 0."""
+
+
+class MinedNegatives:
+    """Hard negatives with their provenance.
+
+    Args:
+        table: one row per negative, in rank order within a query, queries in the order they were mined:
+            ``query_id``, ``doc_id`` (strings where the stores have names, else int64; null = an empty slot that pads),
+            ``rank`` in the list of its source (1 = best), ``score`` (float64 row product rounded to float32),
+            ``positive_score`` (the query's lowest positive), ``guide_score``, ``rescore``, ``source``, and ``relaxed``
+            (the rule that was relaxed to let it in, usually null).
+        queries: one row per query: ``query_id``, ``found``, ``dropped_<rule>`` counts, ``positive_ids``,
+            ``positive_scores``.
+        metadata: settings, inputs and versions; never a time, host or duration, so that equal runs give equal files.
+    """
+
+    def __init__(self, table: pa.Table, queries: pa.Table, metadata: Mapping[str, Any]) -> None:
+        self.table, self.queries, self.metadata = table, queries, dict(metadata)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        return f"MinedNegatives({len(self.table)} negatives of {len(self.queries)} queries)"
+
+    @classmethod
+    def join(cls, parts: Sequence[tuple[pa.Table, pa.Table]], metadata: Mapping[str, Any]) -> MinedNegatives:
+        """Put the tables of consecutive chunks together."""
+        import pyarrow as pa
+
+        table = pa.concat_tables([negatives for negatives, _ in parts])
+        queries = pa.concat_tables([queries for _, queries in parts])
+        return cls(table, queries, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MinedNegatives:
+        """Read a table that `to_parquet` or ``mine(out=...)`` wrote.
+
+        Raises:
+            FileNotFoundError: the file, or its table of queries beside it, is missing.
+            ValueError: a Parquet file that this library did not write.
+        """
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist.")
+        table = pq.read_table(path)
+        if METADATA not in (table.schema.metadata or {}):
+            raise ValueError(f"{path} is no table of mined negatives: its metadata has no {METADATA.decode()!r}.")
+        if not beside(path).exists():
+            raise FileNotFoundError(f"{beside(path)} is missing; it belongs to {path}.")
+        metadata = json.loads(table.schema.metadata[METADATA])
+        return cls(
+            table.replace_schema_metadata(None), pq.read_table(beside(path)).replace_schema_metadata(None), metadata
+        )
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write both tables; the one of negatives last, so that when it is there all is there."""
+        write_table(described(self.queries, self.metadata), beside(Path(path)))
+        write_table(described(self.table, self.metadata), Path(path))
+
+    @property
+    def positives(self) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        """Known positives: query of each (V,), its score (V,), its id (V,)."""
+        import pyarrow.compute as pc
+
+        ids = self.queries["positive_ids"].combine_chunks()
+        owner = pc.list_parent_indices(ids).to_numpy()
+        scores = pc.list_flatten(self.queries["positive_scores"]).to_numpy()
+        return owner, scores, pc.list_flatten(ids)
+
+    @property
+    def query_of(self) -> np.ndarray:
+        """(N,) row in ``queries`` of each row of the table."""
+        import pyarrow.compute as pc
+
+        wanted = self.queries["query_id"].combine_chunks()
+        return pc.index_in(self.table["query_id"].combine_chunks(), value_set=wanted).to_numpy()
+
+    def dropped(self) -> dict[str, int]:
+        """How many candidates each rule dropped, over all queries."""
+        import pyarrow.compute as pc
+
+        columns = [name for name in self.queries.column_names if name.startswith(DROPPED)]
+        return {name.removeprefix(DROPPED): int(pc.sum(self.queries[name]).as_py() or 0) for name in columns}
+
+    def summary(self) -> str:
+        """Say in text how many negatives there are, how hard they are, and what each rule dropped."""
+        wanted = self.metadata["settings"]["num_negatives"]
+        found = self.queries["found"].to_numpy()
+        score = self.table["score"].drop_null().to_numpy()
+        gap = self.table["positive_score"].to_numpy(zero_copy_only=False) - self.table["score"].to_numpy(
+            zero_copy_only=False
+        )
+        _, positive, _ = self.positives
+        lines = [
+            f"{int(found.sum()):,} negatives of {len(found):,} queries ({wanted} asked for each)",
+            f"  queries with fewer: {int((found < wanted).sum()):,}, with none: {int((found == 0).sum()):,}",
+            "  score of          min      25%      50%      75%      max",
+        ]
+        for name, values in (("positives", positive), ("negatives", score), ("pos. - neg.", gap[~np.isnan(gap)])):
+            if len(values):
+                lines.append(f"  {name:<12}" + "".join(f"{value:9.4f}" for value in np.quantile(values, QUANTILES)))
+        lines += [f"  dropped by {rule}: {count:,}" for rule, count in self.dropped().items() if count]
+        relaxed = len(self.table) - self.table["relaxed"].null_count
+        if relaxed:
+            lines.append(f"  let in by relaxing a rule: {relaxed:,}")
+        return "\n".join(lines)
+
+    def plot(self) -> Any:
+        """Draw how the scores of positives and negatives are spread; returns a matplotlib figure.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("MinedNegatives.plot needs matplotlib: run `pip install matplotlib`.") from error
+        _, positive, _ = self.positives
+        negative = self.table["score"].drop_null().to_numpy()
+        figure = Figure(figsize=(7, 3.5), layout="constrained")
+        axes = figure.subplots()
+        bins = np.histogram_bin_edges(np.concatenate([positive, negative]), bins=60)
+        for values, color, name in ((negative, "#0072b2", "negatives"), (positive, "#e69f00", "positives")):
+            weights = np.full(len(values), 1 / max(1, len(values)))  # shares: the two counts differ by far
+            axes.hist(values, bins, weights=weights, alpha=0.6, color=color, label=f"{name} ({len(values):,})")
+        axes.set(xlabel="score against the query", ylabel="share")
+        axes.legend(frameon=False)
+        return figure
+
+    def to_hf(
+        self,
+        format: Literal["triplet", "n-tuple", "labeled-pair", "labeled-list"] = "triplet",
+        *,
+        queries: Items | None = None,
+        corpus: Items | None = None,
+        scores: bool = False,
+    ) -> Any:
+        """Make a `datasets.Dataset` that SentenceTransformerTrainer takes as it is; every positive gets its rows.
+
+        Args:
+            format: "triplet": anchor, positive, negative. "n-tuple": anchor, positive, negative_1 ... negative_n, only
+                queries with all n. "labeled-pair": anchor, positive (any document), label. "labeled-list": anchor,
+                positive (a list of documents, the positive first), labels.
+            queries: the queries by id; None leaves ids.
+            corpus: the documents by id; None leaves ids.
+            scores: add the scores, in a column ``scores`` (``score`` for pairs) that replaces labels.
+
+        Raises:
+            ImportError: `datasets` is not installed.
+            ValueError: another format.
+        """
+        from miners.offline.exports import to_hf
+
+        return to_hf(self, format, queries, corpus, scores)
+
+    def to_jsonl(
+        self,
+        path: str | os.PathLike[str],
+        layout: Literal["flagembedding", "tevatron", "nemo"] = "flagembedding",
+        *,
+        queries: Items | None = None,
+        corpus: Items | None = None,
+    ) -> None:
+        """Write the file that another trainer reads.
+
+        Args:
+            path: of the file; written whole or not at all.
+            layout: "flagembedding": ``{"query", "pos", "neg", "pos_scores", "neg_scores"}`` per line. "tevatron":
+                ``{"query_id", "query", "positive_passages", "negative_passages"}`` per line. "nemo": one JSON
+                object with ``corpus`` and ``data``, documents by id.
+            queries: query texts by id; None leaves ids.
+            corpus: document texts by id; None leaves ids.
+
+        Raises:
+            ValueError: another layout.
+        """
+        from miners.offline.exports import to_jsonl
+
+        to_jsonl(self, Path(path), layout, queries, corpus)
+
+
+def build_tables(
+    query_rows: Tensor,
+    queries: Store,
+    corpus: Store,
+    known: Ragged,
+    positive_products: Tensor,
+    found: Sequence[tuple[str, Candidates, Tensor, Tensor]],
+    too_few: str,
+    filters: Sequence[Filter],
+) -> tuple[pa.Table, pa.Table]:
+    """Write down what was chosen for one chunk of queries: the rows of both tables."""
+    import pyarrow as pa
+
+    real = torch.cat([chosen for _, _, _, chosen in found], dim=1)  # (Q, n) over all sources
+    if too_few == "drop":
+        real &= real.all(dim=1, keepdim=True)
+    written = torch.ones_like(real) if too_few == "pad" else real
+    query, slot = written.nonzero(as_tuple=True)
+    empty = (~real[query, slot]).numpy()
+
+    def gathered(name: str) -> pa.Array:
+        """One value per written row; null where the slot is empty or the source has no such value."""
+        parts = []
+        for _, candidates, columns, _ in found:
+            values = getattr(candidates, name)
+            missing = values is None
+            parts.append(torch.full(columns.shape, float("nan")) if missing else values.gather(1, columns))
+        values = torch.cat(parts, dim=1)[query, slot].numpy()
+        mask = empty | np.isnan(values) if values.dtype.kind == "f" else empty
+        return pa.array(values, mask=mask)
+
+    lowest = reduce_lists(known, positive_products, "lowest")
+    rows = torch.cat([candidates.rows.gather(1, columns) for _, candidates, columns, _ in found], dim=1)[query, slot]
+    number = torch.cat([torch.full(columns.shape, one) for one, (_, _, columns, _) in enumerate(found)], dim=1)
+    names = pa.array([name for name, *_ in found], pa.string())
+    negatives = {
+        "query_id": outer_ids(queries, query_rows[query]),
+        "doc_id": outer_ids(corpus, rows, empty),
+        "rank": gathered("ranks").cast(pa.int32()),
+        "score": gathered("products").cast(pa.float32()),
+        "positive_score": pa.array(lowest[query].numpy()),
+        "guide_score": gathered("guide_scores").cast(pa.float32()),
+        "rescore": gathered("rescored").cast(pa.float32()),
+        "source": names.take(pa.array(number[query, slot].numpy())),
+        "relaxed": relaxed_rules(found, query, slot, empty),
+    }
+    lengths = pa.array(known.offsets.numpy(), pa.int32())
+    counts = {
+        f"{DROPPED}{name + '_' if len(found) > 1 else ''}{rule}": pa.array(count.numpy(), pa.int32())
+        for name, candidates, _, _ in found
+        for rule, count in candidates.counts().items()
+    }
+    by_query = {
+        "query_id": outer_ids(queries, query_rows),
+        "found": pa.array(real.sum(1).numpy(), pa.int32()),
+        **counts,
+        "positive_ids": pa.ListArray.from_arrays(lengths, outer_ids(corpus, known.values)),
+        "positive_scores": pa.ListArray.from_arrays(lengths, pa.array(positive_products.numpy())),
+    }
+    return pa.table(negatives), pa.table(by_query)
+
+
+def relaxed_rules(
+    found: Sequence[tuple[str, Candidates, Tensor, Tensor]], query: Tensor, slot: Tensor, empty: Any
+) -> pa.Array:
+    """Name the rule that each written negative was let in against; null for the usual ones."""
+    import pyarrow as pa
+
+    rules: list[str] = []
+    parts = []
+    for _, candidates, columns, _ in found:
+        number = candidates.dropped_by.gather(1, columns).long()
+        parts.append(torch.where(number < 0, number, number + len(rules)))
+        rules += candidates.rules
+    numbers = torch.cat(parts, dim=1)[query, slot].numpy()
+    return pa.array(rules, pa.string()).take(pa.array(numbers, mask=empty | (numbers < 0)))
+
+
+def outer_ids(store: Store, rows: Tensor, empty: np.ndarray | None = None) -> pa.Array:
+    """Ids as the outside knows them: names if the store has them, else int64; null where ``empty``."""
+    import pyarrow as pa
+
+    if store.names is None:
+        return pa.array(store.ids[rows].numpy(), mask=empty)
+    if not hasattr(store, "arrow_names"):
+        store.arrow_names = pa.array(store.names, pa.string())  # converted once, not once per chunk
+    return store.arrow_names.take(pa.array(rows.numpy(), mask=empty))
+
+
+def beside(path: Path) -> Path:
+    """Where the table of queries lies that belongs to a table of negatives."""
+    return path.with_name(f"{path.stem}.queries{path.suffix}")
+
+
+def described(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
+    """Put the metadata into the table's schema."""
+    return table.replace_schema_metadata({METADATA: json.dumps(metadata, sort_keys=True).encode()})
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write Parquet so that it is there whole or not at all."""
+    _write([table], table.schema, path)
+
+
+def write_joined(paths: Sequence[Path], path: Path, metadata: Mapping[str, Any]) -> None:
+    """Join Parquet files into one, a file in memory at a time."""
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(paths[0]).with_metadata({METADATA: json.dumps(metadata, sort_keys=True).encode()})
+    _write((pq.read_table(part) for part in paths), schema, path)
+
+
+def _write(tables: Any, schema: pa.Schema, path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "wb") as file:
+            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                for table in tables:
+                    writer.write_table(table)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
