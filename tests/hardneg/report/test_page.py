@@ -1,15 +1,14 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from hardneg.report import write_report
 from hardneg.report.evaluation import read_evaluations
-from hardneg.report.page import Difference, Scale, _duration, _signed, difference
+from hardneg.report.measures import difference
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}&amp;"
 
@@ -167,29 +166,6 @@ def test_evaluations_of_two_splits_are_not_compared(
     assert "This needs two evaluations of one split" in text
 
 
-def test_differences_are_paired_by_query(
-    tmp_path: Path, make_evaluation: Callable[..., dict[str, Any]], write_evaluations: Callable[..., None]
-) -> None:
-    after = make_evaluation("final", [1, 2, 4])
-    after["query_names"], after["by_query"] = ["q2", "q1", "q0"], {"MRR@10": [0.25, 0.5, 1.0]}
-    write_evaluations(tmp_path, make_evaluation("start", [2, 2, 2]), after)
-    start, final = read_evaluations(tmp_path)
-    found = difference(start, final, "MRR@10")
-    assert found is not None
-    assert found.mean == pytest.approx((0.5 + 0 - 0.25) / 3)
-    assert found.half_width == pytest.approx(1.96 * 0.38188130791 / 3**0.5)  # sd of (0.5, 0, -0.25)
-    assert found.verdict == ""
-
-
-def test_a_difference_within_its_interval_is_no_news() -> None:
-    assert [Difference(*pair).verdict for pair in ((0.1, 0.05), (-0.1, 0.05), (0.1, 0.1), (0.1, None))] == [
-        "up",
-        "down",
-        "",
-        "",
-    ]
-
-
 def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     run = make_run(tmp_path / "run")
     out = write_report(run, out=tmp_path / "pages" / "mine.html")
@@ -197,21 +173,13 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path, make_run: Calla
     assert out.read_text() == write_report(run).read_text()  # the same folder makes the same page
 
 
-def test_scales_hold_their_values() -> None:
-    scale = Scale.of([-0.31, 0.55, float("nan")], 0.2)
-    assert (scale.low, scale.high) == pytest.approx((-0.4, 0.6))
-    assert scale.at(0.1) == "50.00%"
-    assert Scale.of([0.4, 0.4], 0.2).high > 0.4
-    assert Scale.of([], 0.2).ticks == pytest.approx([0, 0.25, 0.5, 0.75, 1])
-
-
-def test_numbers_read_well() -> None:
-    assert [_duration(seconds) for seconds in (None, 0.2, 59, 420, 442, 7290)] == [
-        "–",
-        "0 s",
-        "59 s",
-        "7 min",
-        "7 min 22 s",
-        "2 h 1 min",
-    ]
-    assert [_signed(value) for value in (0.1234, -0.1234, 0.0001, -0.0001)] == ["+0.123", "−0.123", "0.000", "0.000"]
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_names_the_extra(
+    tmp_path: Path, make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    for name in ("hardneg.report.curves", "hardneg.report.pictures"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr("hardneg.report.curves", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"the report needs {package}.*: pip install 'hardneg\[train\]'"):
+        write_report(make_run(tmp_path))
