@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hardneg.report import write_report
 from hardneg.report.evaluation import read_evaluations
 from hardneg.report.measures import difference
