@@ -7,6 +7,7 @@ made, not before.
 from miners.index.base import Index
 from miners.index.build import build_index
 from miners.index.faiss_index import FaissIndex
+from miners.index.sharded import ShardedIndex
 from miners.index.torch_index import TorchIndex
 
-__all__ = ["FaissIndex", "Index", "TorchIndex", "build_index"]
+__all__ = ["FaissIndex", "Index", "ShardedIndex", "TorchIndex", "build_index"]
