@@ -7,6 +7,7 @@ loaded when they are first asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from miners.adore import ADORE
 from miners.base import (
     BatchMiner,
     Draw,
@@ -19,6 +20,7 @@ from miners.base import (
 )
 from miners.gist import GIST
 from miners.in_batch import InBatch
+from miners.memory_queue import MemoryQueue
 from miners.ngame import NGAME
 from miners.no_duplicates import NoDuplicates
 from miners.pool import Block, Items, NegativePool, StepContext
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from miners.store import Store
 
 __all__ = [
+    "ADORE",
     "GIST",
     "NGAME",
     "BatchMiner",
@@ -43,6 +46,7 @@ __all__ = [
     "InBatch",
     "Index",
     "Items",
+    "MemoryQueue",
     "MinedNegatives",
     "NegativePool",
     "NegativeSource",

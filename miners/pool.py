@@ -154,10 +154,12 @@ class StepContext:
     """Where in the run a step stands, and how to draw numbers that do not depend on the number of processes.
 
     Args:
-        epoch, step: from 0.
+        epoch: from 0.
+        step: batches trained before this one, from 0; with accumulated gradients, each of them counts.
         training: False in evaluation.
         seed: run seed.
         offset: place of this process' first anchor among the ``global_rows`` of all processes.
+        rows: anchors of this process; None where nobody said.
     """
 
     epoch: int = 0
@@ -166,6 +168,12 @@ class StepContext:
     seed: int = 0
     offset: int = 0
     global_rows: int | None = None
+    rows: int | None = None
+
+    @property
+    def own(self) -> slice:
+        """This process' rows among those of all."""
+        return slice(self.offset, None if self.rows is None else self.offset + self.rows)
 
     def draw(self, sample: Callable[[int, torch.Generator], Tensor], rows: int, stream: int = 0) -> Tensor:
         """``sample(G, generator)`` -> (G, ...) from (seed, step, stream); this process keeps its own ``rows`` of them.
@@ -325,12 +333,15 @@ class NegativePool:
         """(B, all N) usable columns of every block side by side; for people and tests."""
         return torch.cat([self.usable_of(block) for block in self.negatives], dim=1)
 
-    def statistics(self) -> dict[str, Tensor]:
+    def statistics(self, combine: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, Tensor]:
         """What to log of a finished chain, over real negatives: scalars without gradient.
 
         hardness_mean and hardness_max are similarities (of all negatives; of each anchor's hardest, averaged),
         candidates counts columns before masking, dropped/<reason> what each rule took, empty_rows the anchors with
         no negative left, dropped_share = dropped by miners (identities excepted) / candidates that identities left.
+
+        Args:
+            combine: adds up a vector over processes, so that these are the numbers of all anchors.
         """
         with torch.no_grad():
             total, maximum, kept = self._zeros(), self._zeros() - torch.inf, self._zeros()
@@ -342,15 +353,25 @@ class NegativePool:
                 maximum = torch.maximum(maximum, scores.masked_fill(~usable, -torch.inf).amax(1))
                 kept = kept + usable.sum(1)
             filled = kept > 0
+            sums = [total.sum(), kept.sum(), maximum.where(filled, 0).sum(), filled.sum(), kept.new_tensor(len(kept))]
+            # counts beyond 2^24 need float64, which MPS does not have
+            wide = torch.float32 if total.device.type == "mps" else torch.float64
+            hardness, kept_sum, hardest, filled_sum, anchors, *dropped = combine(
+                torch.stack([number.to(wide) for number in (*sums, *self.dropped.values())])
+            )
+            reasons = dict(zip(self.dropped, dropped, strict=True))
+            judged = sum(
+                (n for reason, n in reasons.items() if reason not in IDENTITY), start=torch.zeros_like(anchors)
+            )
             out = {
-                "hardness_mean": total.sum() / kept.sum().clamp_min(1),
-                "hardness_max": maximum.where(filled, 0).sum() / filled.sum().clamp_min(1),
-                "negatives_per_anchor": kept.float().mean(),
-                "empty_rows": (~filled).sum().float(),
+                "hardness_mean": hardness / kept_sum.clamp_min(1),
+                "hardness_max": hardest / filled_sum.clamp_min(1),
+                "negatives_per_anchor": kept_sum / anchors.clamp_min(1),
+                "empty_rows": anchors - filled_sum,
+                "dropped_share": judged / (kept_sum + judged).clamp_min(1),
             }
-            judged = sum((n for reason, n in self.dropped.items() if reason not in IDENTITY), start=kept.new_zeros(()))
-            out["dropped_share"] = judged / (kept.sum() + judged).clamp_min(1)
-            return out | {f"dropped/{reason}": number.float() for reason, number in self.dropped.items()}
+            out |= {f"dropped/{reason}": number for reason, number in reasons.items()}
+            return {name: value.to(total.dtype) for name, value in out.items()}
 
     # ---- what miners change; each returns a new pool ---------------------------------------------------------------
 
@@ -438,7 +459,7 @@ class NegativePool:
         if items.ids is not None:
             if items.space == positives.space and positives.ids is not None:
                 masks["positive"] = self._among_positives(items.ids, positives.ids)
-            if items.space == positives.space and self.known is not None and len(self.known.values):
+            if items.space == positives.space and self.known is not None:
                 masks["known"] = among(items.ids, self.known)
             if items.space == anchors.space and anchors.ids is not None:
                 masks["self"] = _equal(items.ids, anchors.ids)

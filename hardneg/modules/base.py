@@ -12,11 +12,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from datamodules.batch import Batch
 from hardneg.losses import InfoNCE, PoolLoss
-from hardneg.modules.gather import gather, reduce
-from miners.base import PoolMiner
+from hardneg.modules.chunks import encode_in_chunks
+from hardneg.modules.gather import added, gather, reduce
+from miners.base import PoolMiner, process_count, process_rank
+from miners.draws import generator_for
 from miners.in_batch import InBatch
 from miners.pool import ABILITIES, Items, NegativePool, StepContext
 from miners.store import Store
@@ -37,7 +40,13 @@ class ContrastiveModule(pl.LightningModule, ABC):
         weight_decay: of matrices; biases, norms and temperatures have none.
         warmup_share: share of all steps over which the learning rate rises, in [0, 1).
         schedule: "linear" falls to 0 at the last step, "constant" stays.
-        seed: of the draws that miners make inside a step.
+        seed: of the draws that miners make inside a step, and of dropout: torch's own generators are seeded before each
+            batch by (seed, batches trained so far, process), so that a resumed run draws what the unbroken one draws.
+        chunk_size: gradient caching: so many things of a side go through the encoder at a time, and once more in
+            backward; the same gradients, with the activations of one chunk in memory. None encodes all at once.
+        momentum: MoCo's: candidates are encoded without gradient by a copy of the encoder that follows it as
+            ``momentum x copy + (1 - momentum) x encoder`` before each step, in (0, 1); 0.999 is usual. None: candidates
+            come from the encoder itself, with gradient.
 
     Raises:
         ValueError: a chain or loss needs what neither the family nor an earlier miner provides.
@@ -55,12 +64,18 @@ class ContrastiveModule(pl.LightningModule, ABC):
         warmup_share: float = 0.1,
         schedule: str = "linear",
         seed: int = 0,
+        chunk_size: int | None = None,
+        momentum: float | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_share < 1:
             raise ValueError(f"warmup_share={warmup_share}: a share of all steps, so 0 <= warmup_share < 1.")
         if schedule not in ("linear", "constant"):
             raise ValueError(f"schedule='{schedule}': wants 'linear' or 'constant'.")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size}: wants at least 1, or null for no gradient caching.")
+        if momentum is not None and not 0 < momentum < 1:
+            raise ValueError(f"momentum={momentum}: a share of the slow copy that stays, so 0 < momentum < 1, or null.")
         self.loss = loss or InfoNCE()
         self.chains = nn.ModuleDict()
         self._chain = [InBatch()] if miners is None else list(miners)
@@ -69,18 +84,31 @@ class ContrastiveModule(pl.LightningModule, ABC):
         self.warmup_share = warmup_share
         self.schedule = schedule
         self.seed = seed
+        self.chunk_size = chunk_size
+        self.momentum = momentum
+        self.slow: AveragedModel | None = None
+        self.batches_trained = 0
         self.finished: list[NegativePool] = []  # this step's pools, from forward to the end of the step
+        self._rows: Tensor | None = None  # (G,) training rows of this step
+        self._followed = -1  # the last optimiser step after which the slow copy was updated
         self._warned = False
 
     # ---- what a family writes --------------------------------------------------------------------------------------
 
     @abstractmethod
     def encode(self, batch: Batch) -> dict[str, Items]:
-        """Items of each side of this process' batch, with embeddings."""
+        """Items of each side of this process' batch, with embeddings.
+
+        Each side by itself: gradient caching hands over a part of one side at a time. Candidates of a module with
+        ``momentum`` come from ``self.slow``, without gradient.
+        """
 
     @abstractmethod
     def pools(self, sides: Mapping[str, Items], batch: Batch, context: StepContext) -> list[NegativePool]:
-        """One pool per direction, with no negatives yet; ``sides`` are those of all processes."""
+        """One pool per direction, with no negatives yet, for this process' anchors ``context.own``.
+
+        ``sides`` and ``batch`` (``known`` and ``rows``) are those of all processes.
+        """
 
     @abstractmethod
     def embed(self, space: str) -> Store:
@@ -90,15 +118,28 @@ class ContrastiveModule(pl.LightningModule, ABC):
 
     def use_miners(self) -> None:
         """Give each direction its copy of the chain, and check it. Families call it at the end of their constructor."""
+        if self.momentum is not None:
+            self.slow = AveragedModel(self.encoder, multi_avg_fn=get_ema_multi_avg_fn(self.momentum))  # type: ignore[arg-type]
+            self.slow.requires_grad_(False)
         check_chain(self._chain, self.loss, self.provides)
         for direction in self.directions:
             self.chains[direction] = nn.ModuleList(copy.deepcopy(self._chain))
 
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        sides, offset, total_rows = gather(self.encode(batch))
-        context = StepContext(self.current_epoch, self.global_step, True, self.seed, offset, total_rows)
-        total, self.finished = torch.zeros((), device=self.device), []
+        torch.manual_seed(generator_for(self.seed, self.batches_trained, process_rank()).initial_seed())
+        self._follow()
+        own_rows = len(batch)
+        encoded = (
+            self.encode(batch)
+            if self.chunk_size is None
+            else encode_in_chunks(self.encode, batch, self.chunk_size, self.device)
+        )
+        sides, batch, own = gather(encoded, batch)
+        context = StepContext(
+            self.current_epoch, self.batches_trained, True, self.seed, own.start, len(batch), own_rows
+        )
+        total, self.finished, self._rows = torch.zeros((), device=self.device), [], batch.rows
         for pool in self.pools(sides, batch, context):
             chain = self.chains[pool.direction]
             for miner in chain:
@@ -106,19 +147,30 @@ class ContrastiveModule(pl.LightningModule, ABC):
             loss = reduce(*self.loss(pool)) + self._auxiliary(chain, pool)
             total = total + loss / len(self.directions)
             self.finished.append(pool)
-        self._log_step(total, batch)
+        self._log_step(total)
         return total
 
     def on_after_backward(self) -> None:
+        self.batches_trained += 1
         for pool in self.finished:
             for miner in self.chains[pool.direction]:
                 miner.commit(pool)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        # here and not when the batch ends: checkpoints are written before a module hears of that
         batches = getattr(self.trainer.train_dataloader, "batch_sampler", None)
         if hasattr(batches, "trained") and self.finished:
-            batches.trained(batch.rows, self.finished[0].anchors.detach())
+            anchors = self.finished[0].sides.get("anchors", self.finished[0].anchors)
+            batches.trained(self._rows, anchors.detach())
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.finished = []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["hardneg"] = {"batches_trained": self.batches_trained, "followed": self._followed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get("hardneg", {})
+        self.batches_trained = state.get("batches_trained", 0)
+        self._followed = state.get("followed", -1)
 
     def configure_optimizers(self) -> Any:
         decayed = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
@@ -141,17 +193,25 @@ class ContrastiveModule(pl.LightningModule, ABC):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
 
+    def _follow(self) -> None:
+        """Let the slow copy follow the encoder, once per optimiser step and before anything is encoded."""
+        if self.slow is not None and self._followed != self.global_step:
+            self.slow.update_parameters(self.encoder)  # type: ignore[arg-type]  # the first time, it copies
+            self._followed = self.global_step
+
     def _auxiliary(self, chain: Any, pool: NegativePool) -> Tensor | float:
         terms = [term for miner in chain if (term := miner.aux_loss(pool)) is not None]
         return sum((reduce(*term) for term in terms), start=torch.zeros((), device=self.device))
 
-    def _log_step(self, loss: Tensor, batch: Batch) -> None:
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+    def _log_step(self, loss: Tensor) -> None:
+        """Log the numbers of all processes, alike on each."""
+        anchors = len(self._rows) if self._rows is not None else 0
+        self.log("train/loss", added(loss) / process_count(), prog_bar=True, batch_size=anchors)
         for pool in self.finished:
             prefix = "train/" if len(self.finished) == 1 else f"train/{pool.direction}/"
-            statistics = pool.statistics()
-            self.log_dict({prefix + name: value for name, value in statistics.items()}, batch_size=len(batch))
-            self._warn_once(statistics, len(pool))
+            statistics = pool.statistics(combine=added)
+            self.log_dict({prefix + name: value for name, value in statistics.items()}, batch_size=anchors)
+            self._warn_once(statistics, anchors)
 
     def _warn_once(self, statistics: Mapping[str, Tensor], anchors: int) -> None:
         if self._warned:
@@ -160,8 +220,8 @@ class ContrastiveModule(pl.LightningModule, ABC):
         if share > 0.5 or empty > 0.05:
             self._warned = True
             log.warning(
-                "step %d: the chain of miners dropped %.0f %% of the candidates and left %.0f %% of the anchors without "
-                "negatives; such anchors teach nothing. Loosen its margins, or take another guide.",
+                "step %d: the chain of miners dropped %.0f %% of the candidates and left %.0f %% of the anchors "
+                "without negatives; such anchors teach nothing. Loosen its margins, or take another guide.",
                 self.global_step,
                 100 * share,
                 100 * empty,

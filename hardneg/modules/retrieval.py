@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from datamodules.batch import Batch
 from hardneg.encoders.base import Encoder
@@ -14,10 +15,13 @@ from hardneg.encoders.text import TextEncoder
 from hardneg.losses import PoolLoss
 from hardneg.metrics.retrieval import evaluate_retrieval
 from hardneg.modules.base import ContrastiveModule
-from miners.base import PoolMiner
+from hardneg.modules.gather import joined
+from miners.base import PoolMiner, process_count, process_rank
 from miners.pool import Block, Items, NegativePool, StepContext, among
 from miners.ragged import Ragged
 from miners.store import Store
+
+GATHERED_ROWS = 1 << 16  # vectors of each process that travel at a time when a corpus is encoded in shares
 
 Direction = Literal["query_to_document", "document_to_query"]
 
@@ -27,15 +31,19 @@ class RetrievalModule(ContrastiveModule):
 
     Args:
         encoder: queries and documents share it.
-        loss, miners, learning_rate, weight_decay, warmup_share, schedule, seed: as in `ContrastiveModule`.
+        loss, miners, learning_rate, weight_decay, warmup_share, schedule, seed, chunk_size, momentum: as in
+            `ContrastiveModule`.
         directions: "query_to_document", "document_to_query" or both; each has its own chain.
         similarity: "cosine", or "dot" for models trained with it.
         guide: a frozen encoder that judges candidates for `GIST`; its vectors are made once, before training.
         allow_same_guide: let a guide start from the student's own weights, of which little is to be learned.
+        frozen: stores of spaces that are never encoded, by space: {"document": "runs/predict/stores/document"} trains
+            queries against a corpus that stays as it is (ADORE). A `Store`, or the folder of one as
+            `hardneg predict` writes it.
         eval_batch_size: texts per batch when the corpus is encoded.
 
     Raises:
-        ValueError: a guide with the student's own weights.
+        ValueError: a guide with the student's own weights; frozen spaces that do not exist, or every space frozen.
     """
 
     def __init__(
@@ -53,8 +61,11 @@ class RetrievalModule(ContrastiveModule):
         schedule: Literal["linear", "constant"] = "linear",
         eval_batch_size: int = 128,
         seed: int = 0,
+        chunk_size: int | None = None,
+        momentum: float | None = None,
+        frozen: Mapping[str, str | Store] | None = None,
     ) -> None:
-        super().__init__(loss, miners, learning_rate, weight_decay, warmup_share, schedule, seed)
+        super().__init__(loss, miners, learning_rate, weight_decay, warmup_share, schedule, seed, chunk_size, momentum)
         if not directions or set(directions) - {"query_to_document", "document_to_query"}:
             raise ValueError(f"directions={list(directions)}: wants query_to_document, document_to_query or both.")
         self.encoder = encoder or TextEncoder()
@@ -68,12 +79,19 @@ class RetrievalModule(ContrastiveModule):
         if guide is not None:
             if not allow_same_guide and guide.fingerprint("document") == self.encoder.fingerprint("document"):
                 raise ValueError(
-                    "the guide has the student's own weights: it would judge by what the student already believes. Give "
-                    "a stronger guide, or set model.init_args.allow_same_guide: true."
+                    "the guide has the student's own weights: it would judge by what the student already believes. "
+                    "Give a stronger guide, or set model.init_args.allow_same_guide: true."
                 )
             provides.add("guide")
+        if set(frozen or ()) - {"query", "document"} or len(frozen or ()) > 1:
+            raise ValueError(f"frozen={sorted(frozen or ())}: wants 'query' or 'document', and not both.")
+        self.frozen = {
+            space: store if isinstance(store, Store) else Store.load(store) for space, store in (frozen or {}).items()
+        }
+        if self.frozen:
+            provides.add("frozen")
         self.provides = frozenset(provides)
-        self._queries: list[torch.Tensor] = []
+        self._queries: list[dict[str, Tensor]] = []
         self.use_miners()
 
     # ---- training ----------------------------------------------------------------------------------------------------
@@ -82,25 +100,51 @@ class RetrievalModule(ContrastiveModule):
         sides = {}
         for side, items in batch.items.items():
             kind = "query" if items.space == "query" else "document"
-            vectors = self.encoder(batch.inputs[side], kind)
-            guide = self._guide_stores[items.space].rows(items.ids) if self._guide else None
-            sides[side] = replace(items, embeddings=vectors, guide=None if guide is None else guide.to(vectors.device))
+            if self._guide:
+                items = replace(items, guide=self._guide_stores[items.space].rows(items.ids).to(self.device))
+            if items.space in self.frozen:
+                vectors = self.frozen[items.space].rows(items.ids)
+                sides[side] = replace(items, embeddings=vectors.to(self.device, self._vector_type()))
+                continue
+            if self.slow is None or side in self._anchor_sides():
+                sides[side] = replace(items, embeddings=self.encoder(batch.inputs[side], kind))
+            if self.slow is not None and side in self._candidate_sides():
+                with torch.no_grad():
+                    sides[f"slow {side}"] = replace(items, embeddings=self.slow(batch.inputs[side], kind))
         return sides
 
+    def _vector_type(self) -> torch.dtype:
+        """What vectors from outside are compared in: the encoder's type, fp32 at least."""
+        return torch.promote_types(torch.float32, next(self.encoder.parameters()).dtype)
+
+    def _anchor_sides(self) -> set[str]:
+        return {"query" if direction == "query_to_document" else "document" for direction in self.directions}
+
+    def _candidate_sides(self) -> set[str]:
+        both = {"query_to_document": {"document", "drawn"}, "document_to_query": {"query"}}
+        return set().union(*(both[direction] for direction in self.directions))
+
     def pools(self, sides: Mapping[str, Items], batch: Batch, context: StepContext) -> list[NegativePool]:
-        own = slice(context.offset, context.offset + len(batch))
+        own = context.own
+
+        def candidates(side: str) -> Items:
+            return sides.get(f"slow {side}", sides.get(side))  # type: ignore[arg-type, return-value]
+
         out = []
         for direction in self.directions:
             forwards = direction == "query_to_document"
             anchors, positives = ("query", "document") if forwards else ("document", "query")
-            roles = {"anchors": sides[anchors], "positives": sides[positives]}
-            if forwards and "drawn" in sides:
-                roles["drawn"] = sides["drawn"]
-            known = batch.known if forwards else _turned(batch.known, sides["query"], sides["document"].take(own), own)
+            roles = {"anchors": sides[anchors], "positives": candidates(positives)}
+            if forwards and "drawn" in batch.items:
+                roles["drawn"] = candidates("drawn")
+            if forwards:
+                known = batch.known.select(torch.arange(len(batch), device=batch.rows.device)[own])
+            else:
+                known = _turned(batch.known, sides["query"], sides["document"].take(own))
             out.append(
                 NegativePool(
                     anchors=sides[anchors].take(own),
-                    positives=Block(_one_each(sides[positives].take(own)), "positive"),
+                    positives=Block(_one_each(roles["positives"].take(own)), "positive"),
                     temperature=self.loss.temperature,
                     similarity=self.similarity,
                     direction=direction,
@@ -115,13 +159,34 @@ class RetrievalModule(ContrastiveModule):
         if self._guide and not self._guide_stores:
             for space in ("query", "document"):
                 self._guide_stores[space] = self._store(self._guide[0], space, f"guide, {space}")
+        if self.frozen:
+            for space, store in self.frozen.items():
+                _check_frozen(store, space, self.trainer.datamodule)
+            for chain in self.chains.values():
+                for miner in chain:  # type: ignore[union-attr]
+                    miner.refresh(self.frozen)
 
     def embed(self, space: str) -> Store:
         return self._store(self.encoder, space, f"refresh, {space}")
 
     def _store(self, encoder: Encoder, space: str, progress: str) -> Store:
+        """All things of a space, of which each process encodes its share; those of a frozen one are there already."""
+        if space in self.frozen and encoder is self.encoder:
+            return self.frozen[space]
         ids, texts = self.trainer.datamodule.everything(space)
-        vectors = encoder.embed(texts, space, self.eval_batch_size, progress)
+        mine = torch.arange(len(ids))[process_rank() :: process_count()]
+        vectors = encoder.embed(
+            texts[process_rank() :: process_count()],
+            space,
+            self.eval_batch_size,
+            progress if process_rank() == 0 else None,
+        )
+        if process_count() > 1:
+            own, vectors = vectors, torch.empty(len(ids), vectors.shape[1])
+            for start in range(0, -(-len(ids) // process_count()), GATHERED_ROWS):
+                rows = slice(start, start + GATHERED_ROWS)
+                found = joined({"at": mine[rows].to(self.device), "vectors": own[rows].to(self.device)})
+                vectors[found["at"].cpu()] = found["vectors"].cpu()
         if self.similarity == "cosine":
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         return Store(vectors, ids, space, key=encoder.fingerprint(space), version=self.global_step)
@@ -129,10 +194,10 @@ class RetrievalModule(ContrastiveModule):
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._collect(batch)
+        self._collect(batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._collect(batch)
+        self._collect(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
@@ -151,15 +216,28 @@ class RetrievalModule(ContrastiveModule):
         """Write the encoder as a folder that ``SentenceTransformer(folder)`` loads."""
         self.encoder.save_pretrained(folder)
 
-    def _collect(self, batch: Batch) -> None:
-        self._queries.append(self.encoder(batch.inputs["query"], "query").float().cpu())
+    def _collect(self, batch: Batch, batch_idx: int) -> None:
+        """Encode every W-th batch of queries; all W processes are handed all of them."""
+        if batch_idx % process_count() == process_rank():
+            vectors = self.encoder(batch.inputs["query"], "query").float()
+            self._queries.append({"ids": batch.items["query"].ids, "vectors": vectors})  # type: ignore[dict-item]
 
     def _evaluate(self, split: str, prefix: str) -> None:
-        """Rank the whole corpus for every query of the split, and log the usual measures."""
+        """Rank the whole corpus for every query of the split, and log the usual measures; alike on every process."""
         data = self.trainer.datamodule
         ids, _ = data.queries(split)
         corpus = self._store(self.encoder, "document", f"{prefix}: encode the corpus")
-        queries = torch.cat(self._queries)
+        nothing = {"ids": torch.empty(0, dtype=torch.long), "vectors": torch.empty(0, corpus.dim)}
+        mine = self._queries or [{name: part.to(self.device) for name, part in nothing.items()}]
+        found = joined({name: torch.cat([part[name] for part in mine]) for name in nothing})
+        order = found["ids"].argsort()
+        if found["ids"][order].tolist() != ids.tolist():
+            raise ValueError(
+                f"{len(found['ids'])} queries of the split '{split}' were encoded, and it has {len(ids)}: the loader "
+                "did not hand all of them to every process. Set trainer.use_distributed_sampler=false, and no limit "
+                "on batches."
+            )
+        queries = found["vectors"][order].cpu()
         if self.similarity == "cosine":
             queries = torch.nn.functional.normalize(queries, dim=1)
         names = data.names("query")
@@ -176,12 +254,35 @@ def _one_each(items: Items) -> Items:
     return replace(items, labels=None, norms=None, rows=None, **wide)
 
 
-def _turned(known: Ragged, queries: Items, documents: Items, own: slice) -> Ragged:
-    """For each document of this process, the queries of the batch that know it as a positive.
+def _turned(known: Ragged, queries: Items, documents: Items) -> Ragged:
+    """For each of B documents, the queries of the batch of all processes that know it as a positive.
 
-    ``known`` lists documents by query; here the documents are the anchors.
+    ``known`` lists documents by query (G); here the documents are the anchors.
     """
-    assert queries.ids is not None and documents.ids is not None
-    listed = among(documents.ids, known)  # (B, B): query i knows document j
+    assert queries.ids is not None
+    assert documents.ids is not None
+    listed = among(documents.ids, known)  # (G, B): query i knows document j
     query, document = listed.nonzero(as_tuple=True)
-    return Ragged.from_pairs(document, queries.ids[own][query], len(documents))
+    return Ragged.from_pairs(document, queries.ids[query], len(documents))
+
+
+def _check_frozen(store: Store, space: str, data: Any) -> None:
+    """Compare a frozen store with the data set that it is to serve.
+
+    Raises:
+        ValueError: things that have no vector, or names that say that the store was made of another data set.
+    """
+    ids, _ = data.everything(space)
+    try:
+        rows = store.positions(ids)
+    except KeyError as error:
+        raise ValueError(f"frozen '{space}': {error.args[0]} Encode this data set with `hardneg predict`.") from error
+    if store.names is None:
+        return
+    theirs = data.names(space)
+    for number, row in zip(ids.tolist(), rows.tolist(), strict=True):
+        if store.names[row] != theirs[number]:
+            raise ValueError(
+                f"frozen '{space}': id {number} is '{store.names[row]}' in the store and '{theirs[number]}' in this "
+                "data set. The store was made of another one; encode this one with `hardneg predict`."
+            )
