@@ -66,10 +66,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """The first cause of an error that others have wrapped."""
-    while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
-        error = cause
-    return error
+    """The first error that others have wrapped without saying more themselves.
+
+    A ``raise ... from error`` of ours adds context on purpose (which file, how to install), so explicit causes are
+    only followed through what libraries wrap around a constructor.
+    """
+    while True:
+        below = error.__cause__ if not _ours(error) else None
+        below = below or (None if error.__suppress_context__ or _ours(error) else error.__context__)
+        if below is None:
+            return error
+        error = below
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether one of our own packages raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return name.split(".")[0] in ("hardneg", "miners", "datamodules")
 
 
 def reason(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import hardneg.callbacks  # noqa: F401
 import hardneg.encoders
 import hardneg.losses
 import miners  # noqa: F401
-from hardneg.callbacks import SaveEncoder, WriteReport, WriteStores
+from hardneg.callbacks import RecordNegatives, SaveEncoder, WriteReport, WriteStores
 from hardneg.cli import DESCRIPTION, Logging, make_loggers
 from hardneg.modules.base import ContrastiveModule
 from hardneg.report import save_evaluation
@@ -62,6 +63,12 @@ class HardnegCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_number)
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_number)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        with warnings.catch_warnings():
+            # main() hands over sys.argv itself, with shipped configs found; Lightning takes that for a mistake
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            super().parse_arguments(parser, args)
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self._get(self.config, "folder"), self._get(self.config, "logging")
         command = self.subcommand or "fit"
@@ -77,8 +84,9 @@ class HardnegCLI(LightningCLI):
     def before_fit(self) -> None:
         if self._get(self.config, "evaluate_start") and getattr(self.datamodule, "val_split", None):
             self.trainer.validate(self.model, self.datamodule, verbose=False)
-            folder = self.trainer.log_dir or self.trainer.default_root_dir
-            save_evaluation(folder, "start", self.model.measures, self.datamodule, self.datamodule.val_split)
+            folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every process: Lightning broadcasts it
+            if self.trainer.is_global_zero:
+                save_evaluation(folder, "start", self.model.measures, self.datamodule, self.datamodule.val_split)
         self._began = time.perf_counter()
 
     def after_fit(self) -> None:
@@ -101,7 +109,7 @@ def _missing(trainer: pl.Trainer, command: str, folder: str) -> Sequence[pl.Call
     if command == "predict":
         wanted: list[pl.Callback] = [WriteStores(str(Path(folder) / "stores"))]
     elif command == "fit" and trainer.loggers:
-        wanted = [SaveEncoder(), WriteReport()]
+        wanted = [RecordNegatives(), SaveEncoder(), WriteReport()]
     else:
         wanted = []
     return [callback for callback in wanted if not any(isinstance(c, type(callback)) for c in trainer.callbacks)]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hardneg.metrics.retrieval import MEASURES
+from hardneg.report import save_evaluation, write_report
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = summary(runs)
     (options.folder / "results.json").write_text(json.dumps({"runs": runs, "table": rows}, indent=1))
     (options.folder / "table.md").write_text(markdown(rows))
+    page = write_report(options.folder, "Quickstart: the same model with random and with mined batches")
     show(rows)
+    log.info("the page: %s", page)
     return 0
 
 
 def start(folder: Path) -> dict[str, Any]:
     """Test the model as it comes."""
-    cli = _cli(["test", *_arguments(CHAINS["in-batch"], 0, folder / "start")])
+    cli = _cli(["test", *_arguments(CHAINS["in-batch"], 0, folder)])
+    save_evaluation(folder, "start", cli.model.measures, cli.datamodule, cli.datamodule.test_split)
     return _record("start", 0, 0.0, 0, cli.model)
 
 
@@ -67,8 +71,11 @@ def train(name: str, configs: Sequence[str], seed: int, folder: Path, steps: int
     began = time.perf_counter()
     cli = _cli(arguments)
     log.info("trained in %.0f s, model loading included", time.perf_counter() - began)
+    run, steps_done = cli.trainer.log_dir, cli.trainer.global_step
     cli.trainer.test(cli.model, cli.datamodule, verbose=False)
-    return _record(name, seed, cli.seconds, cli.trainer.global_step, cli.model)
+    data = cli.datamodule
+    save_evaluation(run, "final", cli.model.measures, data, data.test_split, cli.seconds, steps_done)
+    return _record(name, seed, cli.seconds, steps_done, cli.model)
 
 
 def _cli(arguments: Sequence[str]) -> Any:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+WORDS = "the cat dog cow owl bee ant elk fox hen eel ape number of zoo where lives"
+
 
 @pytest.fixture
 def sample_folder(tmp_path: Path) -> Path:
@@ -27,6 +29,23 @@ def edit_lines() -> Callable[[Path, Callable[[list[str]], list[str]]], None]:
         path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
 
     return edit
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Path:
+    """A sentence-transformers folder with one vector per word."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(["[UNK]", *WORDS.split()])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu").save_pretrained(
+        str(tmp_path / "tiny_model")
+    )
+    return tmp_path / "tiny_model"
 
 
 def write_beir(folder: Path) -> Path:

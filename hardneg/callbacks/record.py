@@ -36,9 +36,11 @@ class RecordNegatives(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every_n_steps or not trainer.is_global_zero:
+        if trainer.global_step % self.every_n_steps:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # every process must ask: Lightning broadcasts it
+        if not trainer.is_global_zero:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / self.file).open("a") as out:
             for pool in pl_module.finished:  # type: ignore[union-attr]

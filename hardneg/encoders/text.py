@@ -52,10 +52,11 @@ class TextEncoder(Encoder):
         super().__init__()
         from sentence_transformers import SentenceTransformer
 
-        self.model_name = model
+        self.model = model
         self.transformer = SentenceTransformer(
             _resolve(model), trust_remote_code=trust_remote_code, device=device or "cpu"
         )
+        self.transformer.train()  # it loads in evaluation mode, and Lightning leaves modes as it finds them
         if max_seq_length is not None:
             self.transformer.max_seq_length = max_seq_length
         self.texts_per_pass = texts_per_pass

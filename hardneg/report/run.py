@@ -182,7 +182,7 @@ def _call(part: Any) -> str:
     """A part as the call that makes it: constructor arguments with plain values, where they are not the default."""
     shown = []
     for name, parameter in inspect.signature(type(part)).parameters.items():
-        value = getattr(part, name, getattr(part, f"{name}_name", None))  # an encoder calls its model `model_name`
+        value = getattr(part, name, None)
         if isinstance(value, torch.Tensor) and value.ndim == 0:
             value = round(float(value), 6)
         plain = isinstance(value, (bool, int, float, str)) or (

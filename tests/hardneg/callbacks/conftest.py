@@ -13,25 +13,6 @@ from datamodules import RetrievalData
 from hardneg.encoders import TextEncoder
 from hardneg.modules.retrieval import RetrievalModule
 
-WORDS = "the cat dog cow owl bee ant elk fox hen eel ape number of zoo where lives"
-
-
-@pytest.fixture
-def tiny_model(tmp_path: Path) -> Path:
-    """A sentence-transformers folder with one vector per word."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(["[UNK]", *WORDS.split()])}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu").save_pretrained(
-        str(tmp_path / "tiny_model")
-    )
-    return tmp_path / "tiny_model"
-
 
 @pytest.fixture
 def fit(tmp_path: Path, tiny_model: Path, sample_folder: Path) -> Callable[..., pl.Trainer]:
