@@ -34,21 +34,36 @@ MOST_GROUP = 16  # a maximum is taken over this many scores before anything is s
 FEW_QUERIES = 64  # below, reading the documents costs more than multiplying them, and screening saves nothing
 PAIR_BYTES = 4 << 20  # float64 rows that are multiplied at once when pairs are scored: more falls out of the caches
 RESIDENT_SHARE = 0.5  # of an accelerator's free memory that the documents may take
+MOST_SLOTS = 4  # candidates wait unsorted until they are this many times more than will be looked at
 LOWEST = torch.finfo(torch.float32).min  # below every score, yet finite: bounds are computed from it
 
 
 @dataclass
 class Candidates:
-    """What is left of the documents seen so far, for one block of queries; W slots each, best first."""
+    """What is left of the documents seen so far, for one block of queries; W slots each, in no order."""
 
     screened: Tensor  # (B, W) screened score, -inf where empty
     rows: Tensor  # (B, W) row of the store
-    dropped: Tensor  # (B,) largest screened score that was ever dropped
+    best: Tensor  # (B, <= k) the k best screened scores
+    dropped: Tensor  # (B,) largest screened score that was ever dropped for want of slots
 
     @classmethod
     def empty(cls, count: int, device: torch.device) -> Candidates:
         none = torch.empty(count, 0, device=device)
-        return cls(none, none.long(), torch.full((count,), LOWEST, device=device))
+        return cls(none, none.long(), none, torch.full((count,), LOWEST, device=device))
+
+    def kth(self, k: int) -> Tensor:
+        """The k-th best screened score (B,); -inf where there are fewer."""
+        if self.best.shape[1] < k:
+            return self.best.new_full((len(self.best),), float("-inf"))
+        return self.best.amin(dim=1)
+
+    def trim(self, width: int) -> None:
+        """Keep the best ``width`` slots, best first, and remember the best that goes."""
+        screened, order = self.screened.topk(min(width + 1, self.screened.shape[1]), dim=1)
+        if screened.shape[1] > width:
+            self.dropped = torch.maximum(self.dropped, screened[:, width])
+        self.screened, self.rows = screened[:, :width], self.rows.gather(1, order[:, :width])
 
 
 class TorchIndex(Index):
@@ -129,7 +144,8 @@ class TorchIndex(Index):
                 found[part] = select(product, start, found[part], error[part], relative, k, group, width)
         scores, rows, certified = [], [], []
         for part, candidates, bound in zip(parts, found, error, strict=True):
-            floor = lower(kth(candidates.screened, k), bound, relative)
+            candidates.trim(width)
+            floor = lower(candidates.kth(k), bound, relative)
             count = (upper(candidates.screened, bound, relative) >= floor[:, None]).sum(1)
             best = self._rerank(part, candidates.rows, count, k)
             scores.append(best[0])
@@ -241,13 +257,6 @@ def reach(floor: Tensor, error: Tensor, relative: float, dtype: torch.dtype) -> 
     return (floor - 2 * torch.finfo(dtype).eps * floor.abs()).clamp(min=torch.finfo(dtype).min).to(dtype)
 
 
-def kth(screened: Tensor, k: int) -> Tensor:
-    """The k-th best (B,) of rows (B, W) that are sorted best first; -inf where there are fewer."""
-    if screened.shape[1] < k:
-        return screened.new_full((len(screened),), float("-inf"))
-    return screened[:, k - 1]
-
-
 def select(
     product: Tensor, start: int, found: Candidates, error: Tensor, relative: float, k: int, group: int, width: int
 ) -> Candidates:
@@ -262,7 +271,7 @@ def select(
     stride = product.shape[1] // group
     # a group is every stride-th column: the maximum then runs along memory, ten times faster than over neighbours
     tops = product.view(-1, group, stride).amax(dim=1)  # (B, C / group)
-    floor = reach(lower(kth(found.screened, k), error, relative), error, relative, product.dtype)  # (B,)
+    floor = reach(lower(found.kth(k), error, relative), error, relative, product.dtype)  # (B,)
     passing = tops >= floor[:, None]
     dropped = found.dropped
     if stride >= k and int(passing.sum()) > len(product) * k:
@@ -273,22 +282,26 @@ def select(
         dropped = dropped.masked_fill(crowded, -LOWEST)
         passing &= ~crowded[:, None]
     row, column = passing.nonzero(as_tuple=True)  # (n,) groups that hold a candidate
-    column = column[:, None] + stride * torch.arange(group, device=column.device)  # (n, group)
-    scores = product.view(-1)[row[:, None] * product.shape[1] + column]
+    # row n of this view is the group that begins at score n: gathering whole rows is three times faster than scores
+    groups = product.as_strided((product.numel() - (group - 1) * stride, group), (1, stride))
+    scores = groups[row * product.shape[1] + column]  # (n, group)
     where, member = (scores >= floor[row][:, None]).nonzero(as_tuple=True)
-    row, column, scores = row[where], column[where, member], scores[where, member].float()  # (m,) ordered by row
+    row, column, scores = row[where], column[where] + stride * member, scores[where, member].float()  # (m,) by row
 
     counts = torch.bincount(row, minlength=len(product))
     slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    most, before = int(counts.max()), found.screened.shape[1]
-    screened = torch.nn.functional.pad(found.screened, (0, most), value=float("-inf"))  # (B, before + most)
-    rows = torch.nn.functional.pad(found.rows, (0, most))
-    screened[row, before + slot] = scores
-    rows[row, before + slot] = column + start
-    screened, order = screened.topk(min(width + 1, screened.shape[1]), dim=1, sorted=True)
-    if screened.shape[1] > width:
-        dropped = torch.maximum(dropped, screened[:, width])
-    return Candidates(screened[:, :width], rows.gather(1, order[:, :width]), dropped)
+    screened = product.new_full((len(product), int(counts.max())), float("-inf"), dtype=torch.float32)
+    screened[row, slot] = scores
+    rows = torch.zeros_like(screened, dtype=torch.int64)
+    rows[row, slot] = column + start
+    best = torch.cat([found.best, screened], dim=1)
+    best = best.topk(min(k, best.shape[1]), dim=1, sorted=False).values
+    found = Candidates(
+        torch.cat([found.screened, screened], dim=1), torch.cat([found.rows, rows], dim=1), best, dropped
+    )
+    if found.screened.shape[1] > MOST_SLOTS * width:
+        found.trim(width)
+    return found
 
 
 def pair_scores(left: Tensor, right: Tensor, rows: Tensor, count: Tensor | None = None) -> Tensor:
