@@ -335,3 +335,14 @@ def test_messages() -> None:
         pool.guide_scores(pool.positives)
     with pytest.raises(ValueError, match="Items of space 'query' have no embeddings"):
         NegativePool(Items(ids=torch.arange(2), space="query"), pool.positives).scores(pool.positives)
+
+
+def test_weights_of_minus_infinity_are_masks_with_a_finite_gradient() -> None:
+    """MEOW and DCL may weigh every negative of a row with 0."""
+    pool = InBatch()(random_pool(0, "symmetric"))
+    nothing = torch.zeros(6, 1).index_fill(0, torch.tensor([1, 4]), -INF)
+    weighted = pool.weight(lambda scores, block: nothing)
+    assert weighted.mass()[[1, 4]].tolist() == [-INF, -INF]
+    torch.testing.assert_close(cost(weighted)[[0, 2, 3, 5]], cost(pool)[[0, 2, 3, 5]])
+    for gradient in torch.autograd.grad(cost(weighted).sum(), leaves(pool)):
+        assert bool(gradient.isfinite().all())
