@@ -83,7 +83,7 @@ class TextData(LightningDataModule, ABC):
                     f"{type(self).__name__} are texts of the space 'document'."
                 )
         self.batches: DrawnBatches | None = None
-        self._resumed_behind_epoch = False
+        self._resumed_epoch: int | None = None
         self._judgements: dict[str, Judgements] = {}
 
     @abstractmethod
@@ -146,12 +146,12 @@ class TextData(LightningDataModule, ABC):
                     "batches stay together, but the Trainer wants to put a sampler of its own in their place. Set "
                     "trainer.use_distributed_sampler=false."
                 )
-            # Lightning starts the workers of a resumed run before it tells the sampler which epoch that is, and before
-            # it counts an epoch as done whose last batch is the checkpoint's.
-            batches.set_epoch(self.trainer.current_epoch + self._resumed_behind_epoch)
-            self._resumed_behind_epoch = False
+            # Lightning starts the workers of a resumed run before it tells the sampler which epoch that is, before it
+            # counts an epoch as done whose last batch is the checkpoint's, and sometimes before it knows of any epoch.
+            batches.set_epoch(self.trainer.current_epoch if self._resumed_epoch is None else self._resumed_epoch)
+            self._resumed_epoch = None
         collate = CollateRows(self.query_texts, self.corpus_texts, self.table, drawn=bool(batches.sources))
-        return self._loader(_Itself(len(self.table)), collate, batch_sampler=batches)
+        return self._loader(_Itself(len(self.table)), collate, TrainingLoader, batch_sampler=batches)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Queries of the validation split, as batches with the side "query"; none without a split."""
@@ -174,7 +174,8 @@ class TextData(LightningDataModule, ABC):
         if "batches" in state_dict:
             batches = self._training()
             batches.load_state_dict(state_dict["batches"])
-            self._resumed_behind_epoch = batches.state_dict()["miner"]["trained"] >= len(batches)
+            place = state_dict["batches"]["miner"]
+            self._resumed_epoch = place["epoch"] + (place["trained"] >= len(batches))
 
     # What modules, callbacks and reports ask for
 
@@ -248,8 +249,10 @@ class TextData(LightningDataModule, ABC):
     def _text_loader(self, texts: Texts, ids: Sequence[int]) -> DataLoader[Batch]:
         return self._loader(ids, CollateTexts(texts), batch_size=self.eval_batch_size)
 
-    def _loader(self, dataset: Any, collate: Any, **how: Any) -> DataLoader[Batch]:
-        return DataLoader(
+    def _loader(
+        self, dataset: Any, collate: Any, kind: type[DataLoader[Batch]] = DataLoader, **how: Any
+    ) -> DataLoader[Batch]:
+        return kind(
             dataset, collate_fn=collate, num_workers=self.num_workers, persistent_workers=self.num_workers > 0, **how
         )
 
@@ -264,6 +267,21 @@ class TextData(LightningDataModule, ABC):
                 "batch miner takes it over."
             )
         setattr(self.batch_miner, name, ours)
+
+
+class TrainingLoader(DataLoader[Batch]):
+    """A loader that may be resumed in the middle of an epoch, and says so by these two methods.
+
+    Its place is the data module's state: Lightning restores a loader's only where an epoch is unfinished, and what
+    batch miners have seen must outlive the epoch. Without Lightning, keep ``loader.batch_sampler.state_dict()``.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing of its own."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The data module has done it."""
 
 
 class _Itself(Dataset[Row]):

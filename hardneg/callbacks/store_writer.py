@@ -28,8 +28,14 @@ class WriteStores(BasePredictionWriter):
         self.folder = folder
 
     def write_on_epoch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
     ) -> None:
+        if not trainer.is_global_zero:  # every process has encoded everything
+            return
         folder = Path(self.folder or Path(trainer.default_root_dir) / "stores")
         loaders = predictions if predictions and isinstance(predictions[0], list) else [predictions]
         for batches in loaders:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, final
@@ -111,8 +112,23 @@ class ContrastiveModule(pl.LightningModule, ABC):
         """
 
     @abstractmethod
-    def embed(self, space: str) -> Store:
-        """Encode all training things of ``space`` without gradient, for a refresh."""
+    def embed_share(self, space: str, encoder: nn.Module | None = None, ids: Tensor | None = None) -> Tensor:
+        """(n, d) vectors, on the CPU, of this process' share of a space: every W-th thing, without gradient.
+
+        Sends nothing to other processes, so that a thread may call it with a copy of the encoder.
+
+        Args:
+            encoder: None = the module's own.
+            ids: some things of the space; None = all that training meets.
+        """
+
+    @abstractmethod
+    def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
+        """The store that the shares of all processes make; every process calls it."""
+
+    def embed(self, space: str, ids: Tensor | None = None) -> Store:
+        """Encode things of ``space`` without gradient, each process its share, for a refresh."""
+        return self.store_of(space, self.embed_share(space, ids=ids), self.global_step, ids)
 
     # ---- what all families share -----------------------------------------------------------------------------------
 
@@ -180,7 +196,7 @@ class ContrastiveModule(pl.LightningModule, ABC):
             lr=self.learning_rate,
             fused=True,  # fifteen times faster than the default on a CPU, for a model whose half is a word table
         )
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self._total_steps()
         warmup = int(self.warmup_share * steps)
 
         def factor(step: int) -> float:
@@ -192,6 +208,21 @@ class ContrastiveModule(pl.LightningModule, ABC):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
+
+    def _total_steps(self) -> int:
+        """Optimiser steps of the whole fit.
+
+        Lightning's own estimate starts the training loader to count its batches, with its workers, before a checkpoint
+        has been read and before anybody could hand over embeddings.
+        """
+        trainer = self.trainer
+        batches = getattr(getattr(trainer, "datamodule", None), "batches", None)
+        if batches is None or trainer.max_epochs in (None, -1) or trainer.overfit_batches:
+            return int(trainer.estimated_stepping_batches) if trainer.max_steps == -1 else trainer.max_steps
+        limit = trainer.limit_train_batches
+        number = int(len(batches) * limit) if isinstance(limit, float) else min(len(batches), limit)
+        steps = math.ceil(number / trainer.accumulate_grad_batches) * trainer.max_epochs
+        return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
     def _follow(self) -> None:
         """Let the slow copy follow the encoder, once per optimiser step and before anything is encoded."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.batch import Batch
 from hardneg.encoders.base import Encoder
@@ -158,7 +158,12 @@ class RetrievalModule(ContrastiveModule):
     def on_fit_start(self) -> None:
         if self._guide and not self._guide_stores:
             for space in ("query", "document"):
-                self._guide_stores[space] = self._store(self._guide[0], space, f"guide, {space}")
+                ids, texts = self._things(space, None)
+                progress = f"guide, {space}" if process_rank() == 0 else None
+                share = self._guide[0].embed(
+                    texts[process_rank() :: process_count()], space, self.eval_batch_size, progress
+                )
+                self._guide_stores[space] = self._joined(space, share, self._guide[0], 0, ids)
         if self.frozen:
             for space, store in self.frozen.items():
                 _check_frozen(store, space, self.trainer.datamodule)
@@ -166,30 +171,37 @@ class RetrievalModule(ContrastiveModule):
                 for miner in chain:  # type: ignore[union-attr]
                     miner.refresh(self.frozen)
 
-    def embed(self, space: str) -> Store:
-        return self._store(self.encoder, space, f"refresh, {space}")
-
-    def _store(self, encoder: Encoder, space: str, progress: str) -> Store:
-        """All things of a space, of which each process encodes its share; those of a frozen one are there already."""
-        if space in self.frozen and encoder is self.encoder:
-            return self.frozen[space]
-        ids, texts = self.trainer.datamodule.everything(space)
-        mine = torch.arange(len(ids))[process_rank() :: process_count()]
-        vectors = encoder.embed(
-            texts[process_rank() :: process_count()],
-            space,
-            self.eval_batch_size,
-            progress if process_rank() == 0 else None,
+    def embed_share(self, space: str, encoder: nn.Module | None = None, ids: Tensor | None = None) -> Tensor:
+        if space in self.frozen:
+            return torch.empty(0)
+        ids, texts = self._things(space, ids)
+        progress = f"encode, {space}" if process_rank() == 0 and encoder is None else None
+        return (encoder or self.encoder).embed(  # type: ignore[operator, no-any-return]
+            texts[process_rank() :: process_count()], space, self.eval_batch_size, progress
         )
+
+    def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
+        if space in self.frozen:
+            return self.frozen[space]
+        return self._joined(space, share, self.encoder, version, self._things(space, ids)[0])
+
+    def _things(self, space: str, ids: Tensor | None) -> tuple[Tensor, Sequence[str]]:
+        data = self.trainer.datamodule
+        return data.everything(space) if ids is None else (ids, data.text_of(ids, space))
+
+    def _joined(self, space: str, share: Tensor, encoder: Encoder, version: int, ids: Tensor) -> Store:
+        """The shares of all processes, every W-th thing each, as one store."""
+        vectors = share
         if process_count() > 1:
-            own, vectors = vectors, torch.empty(len(ids), vectors.shape[1])
+            vectors = torch.empty(len(ids), share.shape[1])
+            mine = torch.arange(len(ids))[process_rank() :: process_count()]
             for start in range(0, -(-len(ids) // process_count()), GATHERED_ROWS):
                 rows = slice(start, start + GATHERED_ROWS)
-                found = joined({"at": mine[rows].to(self.device), "vectors": own[rows].to(self.device)})
+                found = joined({"at": mine[rows].to(self.device), "vectors": share[rows].to(self.device)})
                 vectors[found["at"].cpu()] = found["vectors"].cpu()
         if self.similarity == "cosine":
             vectors = torch.nn.functional.normalize(vectors, dim=1)
-        return Store(vectors, ids, space, key=encoder.fingerprint(space), version=self.global_step)
+        return Store(vectors, ids, space, key=encoder.fingerprint(space), version=version)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -226,7 +238,7 @@ class RetrievalModule(ContrastiveModule):
         """Rank the whole corpus for every query of the split, and log the usual measures; alike on every process."""
         data = self.trainer.datamodule
         ids, _ = data.queries(split)
-        corpus = self._store(self.encoder, "document", f"{prefix}: encode the corpus")
+        corpus = self.embed("document")
         nothing = {"ids": torch.empty(0, dtype=torch.long), "vectors": torch.empty(0, corpus.dim)}
         mine = self._queries or [{name: part.to(self.device) for name, part in nothing.items()}]
         found = joined({name: torch.cat([part[name] for part in mine]) for name in nothing})
