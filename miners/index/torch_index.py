@@ -145,28 +145,33 @@ class TorchIndex(Index):
         scores, rows, certified = [], [], []
         for part, candidates, bound in zip(parts, found, error, strict=True):
             candidates.trim(width)
-            floor = lower(candidates.kth(k), bound, relative)
-            count = (upper(candidates.screened, bound, relative) >= floor[:, None]).sum(1)
-            best = self._rerank(part, candidates.rows, count, k)
-            scores.append(best[0])
-            rows.append(best[1])
-            certified.append((upper(candidates.dropped[:, None], bound, relative)[:, 0] < floor).cpu())
+            answer = self._rerank(part, candidates, bound, relative, k)
+            for whole, piece in zip((scores, rows, certified), answer, strict=True):
+                whole.append(piece)
         return torch.cat(scores), torch.cat(rows), torch.cat(certified)
 
-    def _rerank(self, queries: Tensor, rows: Tensor, count: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Score the first ``count`` (B,) candidates of each query exactly; the k best, (B, k) on the CPU."""
-        width = max(k, int(count.max()))
-        if rows.shape[1] < width:  # a query that is not certified may have found too few; it is searched again
-            rows = torch.nn.functional.pad(rows, (0, width - rows.shape[1]))
-        used = torch.arange(width, device=rows.device) < count[:, None]
-        # rows ascend, so that a stable sort by score leaves equal scores in row order
-        rows = rows[:, :width].masked_fill(~used, len(self.store)).sort(dim=1).values
-        used, rows = rows < len(self.store), rows.clamp(max=len(self.store) - 1)
-        exact = pair_scores(queries, self.vectors, rows, count).masked_fill_(
-            ~used.to(self.vectors.device), float("-inf")
-        )
-        scores, order = exact.sort(dim=1, descending=True, stable=True)
-        return scores[:, :k].cpu(), rows.to(order.device).gather(1, order[:, :k]).cpu()
+    def _rerank(
+        self, queries: Tensor, found: Candidates, error: Tensor, relative: float, k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Score candidates exactly; scores, rows (B, k) and which queries (B,) are certified, all on the CPU."""
+        screened, rows = found.screened, found.rows
+        if screened.shape[1] < k:  # only where too many near-ties left a query without candidates
+            screened = torch.nn.functional.pad(screened, (0, k - screened.shape[1]), value=float("-inf"))
+            rows = torch.nn.functional.pad(rows, (0, k - rows.shape[1]))
+        likely = pair_scores(queries, self.vectors, rows[:, :k])
+        likely = likely.to(screened.device).masked_fill(screened[:, :k] == float("-inf"), float("-inf"))
+        # the exact score of the k-th is a floor without an error of its own: half as many others reach it
+        floor = likely.amin(dim=1)  # (B,)
+        certified = upper(found.dropped[:, None], error, relative)[:, 0] < floor
+        count = (upper(screened, error, relative) >= floor[:, None]).sum(1).clamp(min=k)  # slots are sorted, best first
+        width = int(count.max())
+        others = pair_scores(queries, self.vectors, rows[:, k:width], count - k).to(screened.device)
+        used = torch.arange(k, width, device=count.device) < count[:, None]
+        exact = torch.cat([likely, others.masked_fill(~used, float("-inf"))], dim=1)
+        # rows ascend first, so that the stable sort by score leaves equal scores in row order
+        rows, order = rows[:, :width].sort(dim=1)
+        scores, best = exact.gather(1, order).sort(dim=1, descending=True, stable=True)
+        return scores[:, :k].cpu(), rows.gather(1, best[:, :k]).cpu(), certified.cpu()
 
     def _exhaust(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Score every document in float64, keeping the first rows among equals."""
