@@ -14,6 +14,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 from unittest.mock import patch
@@ -208,7 +209,7 @@ def process_share(pool: NegativePool, offset: int, rows: int) -> NegativePool:
         positives=_rows_of(positives, own),
         sides={name: _rows_of(side, own) if isinstance(side, Block) else side for name, side in pool.sides.items()},
         known=None if pool.known is None else pool.known.select(own),
-        context=replace(pool.context, offset=offset, global_rows=len(pool)),
+        context=replace(pool.context, offset=offset, rows=rows, global_rows=len(pool)),
         memo={},
     )
 
@@ -525,7 +526,8 @@ class BatchMinerContract(ABC):
         miner.set_epoch(epoch)
         if refresh:
             miner.refresh(random_stores(table, seed=epoch))
-        ahead, done = iter(miner), []
+        ahead = iter(miner)
+        done: list[list[int]] = []
         queue = list(islice(ahead, 2))
         while queue and len(done) != trained:
             batch = queue.pop(0)
@@ -648,9 +650,7 @@ def _answer(pool: NegativePool) -> dict[str, Tensor]:
 
 def _assert_alike(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
     for name, part in first.items():
-        torch.testing.assert_close(
-            second[name], part, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(second[name], part, rtol=1e-5, atol=1e-5, msg=partial("{}: {}".format, name))
 
 
 def _first_row(scores: Tensor) -> Tensor:

@@ -16,14 +16,18 @@ def softplus(x: float) -> float:
 def usable_pairs(pool: NegativePool) -> Iterator[tuple[int, int, float, float, float, int, int]]:
     """(anchor, positive, s_p, s_n, weight, rank_p, rank_n) of every usable pair, similarities over the temperature."""
     tau = float(pool.temperature)
-    own, allowed = pool.scores(pool.positives), pool.usable_of(pool.positives)
+    own, allowed = pool.scores(pool.positives).detach(), pool.usable_of(pool.positives)
     for i in range(len(pool)):
         for p in range(own.shape[1]):
             for block in pool.negatives:
-                scores, usable = pool.scores(block), pool.usable_of(block)
+                scores, usable = pool.scores(block).detach(), pool.usable_of(block)
                 for j in range(scores.shape[1]):
                     if allowed[i, p] and usable[i, j]:
-                        weight = 0.0 if block.log_weight is None else float(block.log_weight.expand_as(scores)[i, j])
+                        weight = (
+                            0.0
+                            if block.log_weight is None
+                            else float(block.log_weight.detach().expand_as(scores)[i, j])
+                        )
                         ranks = _rank(pool.positives, i, p), _rank(block, i, j)
                         yield i, p, float(own[i, p]) / tau, float(scores[i, j]) / tau, math.exp(weight), *ranks
 

@@ -24,12 +24,14 @@ def mean(pool: NegativePool, smoothing: float = 0.0) -> Tensor:
 
 
 def mined(seed: int, kind: str, dtype: torch.dtype = torch.float64, **options: int) -> NegativePool:
-    """Several blocks, masks and weights."""
+    """Several blocks, masks, weights, and a synthetic block."""
     pool = InBatch()(random_pool(seed, kind, dtype=dtype, **options))
     if "own_positive" in KINDS[kind]:
         pool = SelfBlocks()(pool)
     pool = pool.mask(lambda scores, block: scores > 0.6, "test")
-    return pool.weight(lambda scores, block: 0.5 * scores - 0.2)
+    pool = pool.weight(lambda scores, block: 0.5 * scores - 0.2)
+    mixes = torch.linspace(-1, 1, 2 * len(pool)).to(pool.mass().dtype).reshape(-1, 2)
+    return pool.add(Block(Items(), "mixed", given=mixes, real=False))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -35,6 +35,18 @@ def test_t6_values(k: int, temperature: float | None, expected: float) -> None:
     assert float(loss(k, temperature)) == pytest.approx(expected, abs=5e-7)
 
 
+def test_a_missing_slot_has_no_share_in_the_softmax() -> None:
+    """Rows 0, 2 and 3 have two negatives: three slots cost them what two cost."""
+    scores = torch.tensor(S, dtype=torch.float64)
+    for row in (0, 2, 3):
+        part = pool(scores)
+        others = torch.arange(4)[:, None] != row
+        part = part.mask(lambda s, block, others=others: others.expand_as(s), "test")
+        two, three = (NGAMEHinge(0.3, k, 0.1)(part)[0] for k in (2, 3))
+        assert float(three) == pytest.approx(float(two), abs=1e-12)
+        assert float(two) > 0 or row == 3
+
+
 def test_t6_gradient() -> None:
     scores = torch.tensor(S, dtype=torch.float64, requires_grad=True)
     total, count = NGAMEHinge(0.3, 2, 0.1)(pool(scores))
