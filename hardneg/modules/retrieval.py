@@ -128,14 +128,14 @@ class RetrievalModule(ContrastiveModule):
         own = context.own
 
         def candidates(side: str) -> Items:
-            return sides.get(f"slow {side}", sides.get(side))  # type: ignore[arg-type, return-value]
+            return sides[f"slow {side}"] if f"slow {side}" in sides else sides[side]
 
         out = []
         for direction in self.directions:
             forwards = direction == "query_to_document"
             anchors, positives = ("query", "document") if forwards else ("document", "query")
             roles = {"anchors": sides[anchors], "positives": candidates(positives)}
-            if forwards and "drawn" in batch.items:
+            if forwards and {"drawn", "slow drawn"} & set(sides):
                 roles["drawn"] = candidates("drawn")
             if forwards:
                 known = batch.known.select(torch.arange(len(batch), device=batch.rows.device)[own])
@@ -156,6 +156,7 @@ class RetrievalModule(ContrastiveModule):
         return out
 
     def on_fit_start(self) -> None:
+        self._check_vectors()
         if self._guide and not self._guide_stores:
             for space in ("query", "document"):
                 ids, texts = self._things(space, None)
@@ -170,6 +171,16 @@ class RetrievalModule(ContrastiveModule):
             for chain in self.chains.values():
                 for miner in chain:  # type: ignore[union-attr]
                     miner.refresh(self.frozen)
+
+    def _check_vectors(self) -> None:
+        """Encode two texts of each space that is trained: broken weights show here, not after an epoch of NaN."""
+        for space in sorted({"query", "document"} - set(self.frozen)):
+            _, texts = self.trainer.datamodule.everything(space)
+            if not bool(torch.isfinite(self.encoder.embed(texts[:2], space)).all()):
+                raise ValueError(
+                    f"the encoder's vectors of space '{space}' are not finite (NaN or infinite) before training: its "
+                    "weights are broken. Load another checkpoint, or train in a wider precision."
+                )
 
     def embed_share(self, space: str, encoder: nn.Module | None = None, ids: Tensor | None = None) -> Tensor:
         if space in self.frozen:
