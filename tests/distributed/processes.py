@@ -25,6 +25,7 @@ def in_processes(count: int, work: Callable[..., Any], folder: Path, *arguments:
 def _start(rank: int, count: int, work: Callable[..., Any], folder: str, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(rank)  # or Lightning would start processes of its own
     store = dist.FileStore(f"{folder}/rendezvous", count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
     try:
