@@ -171,8 +171,7 @@ class TextData(LightningDataModule, ABC):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on with the batch after the checkpoint's last."""
-        if "batches" in state_dict:
-            batches = self._training()
+        if "batches" in state_dict and (batches := self.batches) is not None:  # testing and predicting train nothing
             batches.load_state_dict(state_dict["batches"])
             place = state_dict["batches"]["miner"]
             self._resumed_epoch = place["epoch"] + (place["trained"] >= len(batches))

@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors end in one sentence on stderr and exit status 1."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else "--help"
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()  # advertisements
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "sentence_transformers", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

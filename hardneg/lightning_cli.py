@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import datamodules  # noqa: F401  its classes may be named bare in YAML
@@ -17,9 +18,16 @@ import hardneg.encoders
 import hardneg.losses
 import miners  # noqa: F401
 from hardneg.callbacks import RecordNegatives, SaveEncoder, WriteReport, WriteStores
-from hardneg.cli import DESCRIPTION, Logging, make_loggers
+from hardneg.cli import COMMANDS, DESCRIPTION, LIGHTNING, Logging, make_loggers
 from hardneg.modules.base import ContrastiveModule
 from hardneg.report import save_evaluation
+
+
+class _Help(DefaultHelpFormatter):
+    """Help that keeps the lines of the description, so that commands can be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in text.splitlines())
 
 
 class HardnegCLI(LightningCLI):
@@ -41,7 +49,8 @@ class HardnegCLI(LightningCLI):
                 "log_every_n_steps": 1,
                 "max_epochs": 2,
             },
-            parser_kwargs={"description": DESCRIPTION, "fit": {"description": DESCRIPTION}},
+            parser_kwargs={"prog": "hardneg", "formatter_class": _Help}
+            | {command: {"description": f"{COMMANDS[command]}\n\n{DESCRIPTION}"} for command in LIGHTNING},
             args=arguments,
             run=run,
         )
@@ -77,6 +86,8 @@ class HardnegCLI(LightningCLI):
             kwargs["logger"] = make_loggers(config[1], config[0])
         elif given is None:
             kwargs["logger"] = False
+        if self._get(self.config_init, "trainer").get("default_root_dir") is None:
+            kwargs["default_root_dir"] = config[0]
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.extend(_missing(trainer, command, config[0]))
         return trainer

@@ -13,7 +13,7 @@ from miners.pool import NegativePool
 
 
 class RecordNegatives(pl.Callback):
-    """Write the hardest negatives of a few anchors of every n-th step to ``negatives.jsonl`` in the run's folder.
+    """Write the hardest negatives of a few anchors to ``negatives.jsonl`` in the run's folder: first and n-th steps.
 
     One line per anchor: step, direction, anchor, positive and negatives as text, each with its score and the origin of
     its block. `hardneg.report` reads it.
@@ -36,7 +36,7 @@ class RecordNegatives(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every_n_steps:
+        if trainer.global_step != 1 and trainer.global_step % self.every_n_steps:
             return
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # every process must ask: Lightning broadcasts it
         if not trainer.is_global_zero:
