@@ -22,7 +22,7 @@ DATA = Path(os.environ.get("HARDNEG_DATA", "/nowhere"))
 
 
 class Flattened(Encoder):
-    """A fixed random projection of whatever comes in: any array, or texts by their letters."""
+    """A fixed random projection of whatever comes in: any array, or texts by how often each letter occurs."""
 
     def __init__(self, dim: int = 16, seed: int = 0, prompt: str = "") -> None:
         super().__init__()
@@ -37,7 +37,8 @@ class Flattened(Encoder):
 
     def forward(self, inputs, kind):  # type: ignore[no-untyped-def]
         if len(inputs) and isinstance(inputs[0], str):
-            rows = [np.frombuffer((self.prompt + one).ljust(64)[:64].encode(), np.uint8) for one in inputs]
+            letters = [np.frombuffer((self.prompt + one).encode(), np.uint8) for one in inputs]
+            rows = [np.bincount(row, minlength=256) for row in letters]
             inputs = np.stack(rows)
         flat = torch.as_tensor(np.array(inputs, dtype=np.float32)).flatten(1)
         return (flat - flat.mean(1, keepdim=True)) @ self.weight[: flat.shape[1]]

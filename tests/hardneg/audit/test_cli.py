@@ -1,0 +1,122 @@
+"""`hardneg audit` counts right, guards a pipeline, and lets no document speak in its page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hardneg.audit.cli import add_arguments, run
+from hardneg.audit.measure import audit, hide, interval
+from hardneg.mining.cli import add_arguments as add_mining_arguments
+from hardneg.mining.cli import run as run_mining
+from miners.offline import MaxScore, mine
+from miners.ragged import Ragged
+
+HOSTILE = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa <script>alert(1)</script> & <img src=x onerror=alert(2)>"
+
+
+def directions(*degrees: float) -> torch.Tensor:
+    angles = torch.tensor(degrees).deg2rad()
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def hardneg_audit(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args([str(one) for one in arguments]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six queries of two positives each, whose letters look alike; one document is hostile."""
+    folder = tmp_path / "data"
+    (folder / "qrels").mkdir(parents=True)
+    texts = [f"{letter * 6} {number}" for letter in "abcdef" for number in (1, 2)] + [HOSTILE]
+    corpus = [json.dumps({"_id": f"d{row}", "text": text}) for row, text in enumerate(texts)]
+    queries = [json.dumps({"_id": f"q{row}", "text": letter * 6}) for row, letter in enumerate("abcdef")]
+    judged = "".join(f"q{row // 2}\td{row}\t1\n" for row in range(12))
+    (folder / "corpus.jsonl").write_text("\n".join(corpus))
+    (folder / "queries.jsonl").write_text("\n".join(queries))
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+def mined_from(folder: Path, *more: object) -> Path:
+    parser = argparse.ArgumentParser()
+    add_mining_arguments(parser)
+    out = folder.parent / "mined.parquet"
+    cache = folder.parent / "cache"
+    encoder = "tests.hardneg.mining.test_cli.Flattened"
+    arguments = [folder, "--out", out, "--encoder", encoder, "--cache", cache, "--num-negatives", 4, *more]
+    run_mining(parser.parse_args([str(one) for one in arguments]))
+    return out
+
+
+def test_what_the_table_tells() -> None:
+    # scores: 0.5 (60 degrees) is the positive; 40 beats it, 61 is 3 % below, 65 is 15 % below, 80 is 65 % below
+    mined = mine(directions(0), directions(60, 40, 61, 65, 80), [[0]], num_negatives=4)
+    report = audit(mined, {0: "same", 1: "other", 2: "Same ", 3: "third", 4: "fourth"})
+    assert list(report["hardness"].values()) == [0.25, 0.25, 0.25, 0.25]
+    assert (report["negatives"], report["known_positives"], report["equal_texts"]) == (4, 0, 1)
+    assert report["use"]["documents"] == 4
+    assert report["use"]["most"] == 1
+    nothing = audit(mine(directions(0), directions(60, 40), [[0]], num_negatives=1, filters=[MaxScore(-1)]))
+    assert (nothing["negatives"], nothing["without_negatives"]) == (0, 1)
+
+
+def test_hiding_leaves_every_query_a_positive_and_takes_twins_together() -> None:
+    known = Ragged.from_lists([[0, 1, 2], [3], [4, 5]])
+    content = torch.tensor([10, 10, 11, 12, 13, 13])  # 0 and 1 are twins, 4 and 5 too
+    for seed in range(20):
+        left, query, document = hide(known, content, 0.9, seed)
+        assert (left.lengths >= 1).all()
+        assert query.tolist() == [0]  # only query 0 has two different positives
+        assert left.to_lists()[0] in ([0, 1], [2])
+        assert document.tolist() in ([2], [0])
+
+
+def test_the_interval_is_the_exact_one() -> None:
+    assert interval(0, 10) == pytest.approx((0, 0.3085), abs=1e-4)
+    assert interval(5, 10) == pytest.approx((0.1871, 0.8129), abs=1e-4)
+    assert interval(0, 0) == (0, 1)
+
+
+def test_hidden_positives_that_come_back_are_counted_and_fail_a_pipeline(folder, capsys) -> None:
+    table = mined_from(folder)
+    common = (table, "--folder", folder, "--cache", folder.parent / "cache", "--json", folder.parent / "a.json")
+    assert hardneg_audit(*common) == 0
+    rate = json.loads((folder.parent / "a.json").read_text())["false_negatives"]
+    assert rate["hidden"] == 1
+    assert rate["rate"] == 1.0  # nothing keeps the nearest document of a query out
+    assert hardneg_audit(*common, "--max-false-negative-rate", 0.5) == 1
+    assert "FAILED: the false-negative rate 1.000 is above 0.5" in capsys.readouterr().out
+    guarded = mined_from(folder, "--max-score", -0.99)
+    assert hardneg_audit(guarded, *common[1:], "--max-false-negative-rate", 0.5) == 0
+
+
+def test_hostile_text_is_escaped_on_the_page(folder) -> None:
+    table = mined_from(folder, "--num-negatives", 10)
+    page = folder.parent / "audit.html"
+    assert hardneg_audit(table, "--folder", folder, "--cache", folder.parent / "cache", "--html", page) == 0
+    text = page.read_text()
+    assert "&lt;script&gt;" in text
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert "http" not in text.replace("http-equiv", "")  # nothing is fetched
+    assert "data:image/png;base64," in text
+
+
+def test_wrong_uses_are_told(folder, tmp_path) -> None:
+    table = mined_from(folder)
+    with pytest.raises(ValueError, match="need the texts: give --folder"):
+        hardneg_audit(table, "--max-false-negative-rate", 0.1)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        hardneg_audit(tmp_path / "none.parquet")
+    (folder / "queries.jsonl").write_text('{"_id": "q9", "text": "other"}')
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td0\t1\n")
+    with pytest.raises(ValueError, match=r"names 'q0', which .* does not have"):
+        hardneg_audit(table, "--folder", folder)
