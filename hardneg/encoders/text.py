@@ -70,6 +70,7 @@ class TextEncoder(Encoder):
             if document_prompt is not None
             else _first(own, ("document", "passage", "corpus")),
         }
+        freeze_unused(self.transformer, self._encode(["a"]))
 
     @property
     def dim(self) -> int:
@@ -83,8 +84,7 @@ class TextEncoder(Encoder):
         size = self.texts_per_pass or (CPU_TEXTS_PER_PASS if self._device().type == "cpu" else len(texts))
         by_length = sorted(range(len(texts)), key=lambda at: len(texts[at]))
         parts = [
-            self._encode([texts[at] for at in by_length[start : start + size]])
-            for start in range(0, len(texts), size)
+            self._encode([texts[at] for at in by_length[start : start + size]]) for start in range(0, len(texts), size)
         ]
         places = torch.tensor(by_length, device=parts[0].device)
         return torch.cat(parts)[places.argsort()]
@@ -93,7 +93,6 @@ class TextEncoder(Encoder):
         from tqdm.auto import tqdm
 
         training = self.transformer.training
-        prompt = self._prompt(kind)
         longest_first = sorted(range(len(inputs)), key=lambda at: -len(inputs[at]))
         out = torch.empty(len(inputs), self.dim)
         self.transformer.eval()
@@ -135,6 +134,25 @@ class TextEncoder(Encoder):
         if kind not in self.prompts:
             raise ValueError(f"TextEncoder encodes {sorted(self.prompts)}, not '{kind}'.")
         return self.prompts[kind] or ""
+
+
+def freeze_unused(model: nn.Module, vectors: Tensor) -> None:
+    """Take the gradient from weights that no vector depends on, such as a pooling head that mean pooling passes by.
+
+    DDP would wait for their gradients for ever, or complain.
+    """
+    used, seen, ahead = set(), set(), [vectors.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            used.add(id(node.variable))
+        ahead += [following for following, _ in node.next_functions]
+    for weight in model.parameters():
+        if id(weight) not in used:
+            weight.requires_grad_(False)
 
 
 def keep_layers(transformer: nn.Module, num_layers: int) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import blake2b
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 from datamodules.batch import Batch
 from miners.base import process_count, process_rank
@@ -115,8 +115,8 @@ def _gathered(
     flat = torch.cat([tensor.reshape(-1).to(dtype) for _, _, tensor in parts])
     longest = max(map(sum, pieces))
     flat = torch.nn.functional.pad(flat, (0, longest - len(flat)))  # collectives want equal shapes
-    everyone = list(all_gather_with_gradient(flat)) if gradient else list(_stacked(flat))
-    of_process = [flat[: sum(piece)].split(piece) for flat, piece in zip(everyone, pieces, strict=True)]
+    everyone = _StackedWithGradient.apply(flat) if gradient else _stacked(flat)
+    of_process = [row[: sum(piece)].split(piece) for row, piece in zip(everyone, pieces, strict=True)]
     return {
         key: torch.cat([split[number] for split in of_process]).view(-1, *tensor.shape[1:]).to(tensor.dtype)
         for number, (key, _, tensor) in enumerate(parts)
@@ -128,6 +128,23 @@ def _stacked(tensor: Tensor) -> Tensor:
     out = tensor.new_empty(process_count() * tensor.numel())
     dist.all_gather_into_tensor(out, tensor.reshape(-1))
     return out.view(process_count(), *tensor.shape)
+
+
+class _StackedWithGradient(torch.autograd.Function):
+    """`_stacked`, and backward the sum of what all processes ask of this process' tensor.
+
+    Backward is a message too: every process must come by here, and does, since its own anchors are in the tensor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _stacked(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[process_rank()]
 
 
 def _counts(sides: Mapping[str, Items], batch: Batch) -> list[list[int]]:
