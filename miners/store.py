@@ -7,12 +7,16 @@ import os
 import secrets
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Vectors = Tensor | np.ndarray | str | os.PathLike[str]
 
@@ -67,6 +71,13 @@ class Store:
     def dim(self) -> int:
         """Length d of a vector."""
         return self.vectors.shape[1]
+
+    @cached_property
+    def arrow_names(self) -> pa.Array | None:
+        """The names as an Arrow array, converted once; None when there are none."""
+        import pyarrow as pa
+
+        return None if self.names is None else pa.array(self.names, pa.string())
 
     def positions(self, ids: Tensor | np.ndarray | Sequence[int]) -> Tensor:
         """Find the row of each id.
@@ -188,7 +199,7 @@ class Store:
             )
             for start in range(0, len(self), self._rows_per(SCAN_BYTES)):
                 block = self.vectors[start : start + self._rows_per(SCAN_BYTES)].cpu().contiguous()
-                file.write(memoryview(block.view(dtype).numpy()).cast("B"))
+                file.write(block.view(dtype).numpy().data)
             file.flush()
             os.fsync(file.fileno())
 

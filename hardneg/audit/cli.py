@@ -66,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
     """
     mined = MinedNegatives.load(args.table)
     inputs = read_beir(args.folder, args.split) if args.folder else None
-    queries = corpus = None
+    queries: dict[str, str] | None = None
+    corpus: dict[str, str] | None = None
     if inputs is not None:
-        queries = dict(zip(inputs.query_names or (), inputs.queries, strict=True))
-        corpus = dict(zip(inputs.document_names or (), inputs.corpus, strict=True))
-        check_names(mined, queries, corpus, args)
+        queries, corpus = inputs.queries_by_name(), inputs.documents_by_name()
+        check_names(mined, queries or {}, corpus or {}, args)
     elif args.max_false_negative_rate is not None or args.checkpoint or args.guide:
         raise ValueError("--max-false-negative-rate, --checkpoint and --guide need the texts: give --folder.")
     report = audit(mined, corpus)

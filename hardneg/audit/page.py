@@ -16,6 +16,7 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding
 h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse}
 td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}
 .n{text-align:right;font-variant-numeric:tabular-nums}
+pre{white-space:pre-wrap}
 .bar{background:#0072b2;height:.8rem;display:inline-block}.card{border-top:1px solid #ddd;padding:.7rem 0}
 .p{border-left:4px solid #e69f00;padding-left:.6rem}.m{border-left:4px solid #0072b2;padding-left:.6rem}
 .w{color:#a00;font-weight:600}img{max-width:100%}small{color:#666}

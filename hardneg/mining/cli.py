@@ -65,7 +65,16 @@ class Inputs:
 
     @property
     def texts(self) -> bool:
+        """Whether texts are mined, not arrays."""
         return not isinstance(self.corpus, np.ndarray)
+
+    def queries_by_name(self) -> dict[str, str] | None:
+        """The queries' texts by external id; None for arrays."""
+        return dict(zip(self.query_names, self.queries, strict=True)) if self.query_names else None
+
+    def documents_by_name(self) -> dict[str, str] | None:
+        """The documents' texts by external id; None for arrays."""
+        return dict(zip(self.document_names, self.corpus, strict=True)) if self.document_names else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,13 +174,7 @@ def run(args: argparse.Namespace) -> None:
     print(mined.summary())
     print(f"written: {args.out}")
     for layout, path in args.export:
-        named = inputs.texts and inputs.query_names is not None
-        mined.to_jsonl(
-            path,
-            layout,
-            queries=dict(zip(inputs.query_names, inputs.queries, strict=True)) if named else None,
-            corpus=dict(zip(inputs.document_names, inputs.corpus, strict=True)) if named else None,
-        )
+        mined.to_jsonl(path, layout, queries=inputs.queries_by_name(), corpus=inputs.documents_by_name())
         print(f"written: {path}")
 
 
@@ -347,11 +350,9 @@ def make_filters(args: argparse.Namespace, inputs: Inputs, cache: EmbeddingCache
         rules.append(MinScore(args.min_score))
     if args.guide:
         guide = text_encoder(args.guide, args.device)
-        stores = [
-            cache.encode(guide, items, kind, batch_size=args.batch_size)
-            for items, kind in ((inputs.queries, "query"), (inputs.corpus, "document"))
-        ]
-        rules.append(Guide(*stores, relative_margin=args.guide_margin, positive=args.positive))
+        queries = cache.encode(guide, inputs.queries, "query", batch_size=args.batch_size)
+        corpus = cache.encode(guide, inputs.corpus, "document", batch_size=args.batch_size)
+        rules.append(Guide(queries, corpus, relative_margin=args.guide_margin, positive=args.positive))
     if args.ranks == "survivors" and (args.first_rank > 1 or args.last_rank):
         rules.append(RankWindow(args.first_rank, args.last_rank))
     return rules

@@ -130,7 +130,7 @@ class TorchIndex(Index):
         found = [Candidates.empty(len(part), queries.device) for part in parts]
         relative = torch.finfo(dtype).eps / 2  # rounding of the product itself
         # one buffer for all products: fresh memory for each would cost a page fault per 2,048 scores
-        buffer = torch.empty(len(parts[0]) * block, dtype=dtype, device=queries.device) if parts else None
+        buffer = torch.empty(len(parts[0]) * block, dtype=dtype, device=queries.device)
         for start in range(0, len(self.store), block):
             documents = self.vectors[start : start + block].to(self.device, dtype)
             missing = -len(documents) % group
@@ -142,7 +142,9 @@ class TorchIndex(Index):
                 if missing:
                     product[:, -missing:] = float("-inf")
                 found[part] = select(product, start, found[part], error[part], relative, k, group, width)
-        scores, rows, certified = [], [], []
+        scores: list[Tensor] = []
+        rows: list[Tensor] = []
+        certified: list[Tensor] = []
         for part, candidates, bound in zip(parts, found, error, strict=True):
             candidates.trim(width)
             answer = self._rerank(part, candidates, bound, relative, k)

@@ -32,6 +32,7 @@ class Candidates:
     products: Tensor  # (Q, K) float64 row product of the two vectors, rounded to float32
     positive_products: Tensor  # (V,) the same for every known positive
     dropped_by: Tensor  # (Q, K) int16 number of the rule that dropped it, -1 while usable
+    count_survivors: bool = False  # whether a window of ranks counts what the rules before it left
     rules: list[str] = field(default_factory=list)
     guide_scores: Tensor | None = None  # (Q, K)
     rescored: Tensor | None = None  # (Q, K)

@@ -65,10 +65,9 @@ class RankWindow(Filter):
         if first < 1 or (last is not None and last < first):
             raise ValueError(f"RankWindow(first={first}, last={last}): ranks start at 1 and last >= first.")
         self.first, self.last = first, last
-        self._survivors = False  # set by mine(ranks="survivors")
 
     def forbids(self, candidates: Candidates) -> Tensor:
-        ranks = candidates.usable.cumsum(1) if self._survivors else candidates.ranks
+        ranks = candidates.usable.cumsum(1) if candidates.count_survivors else candidates.ranks
         outside = ranks < self.first
         return outside if self.last is None else outside | (ranks > self.last)
 

@@ -94,7 +94,8 @@ def mine(
     shards = None if out is None else Shards(out)
     with spool(queries, "query", shards) as query_store, spool(corpus, "document", shards) as corpus_store:
         lists = positives_by_row(known, query_store, corpus_store)
-        chosen = quotas(list(sources) if sources is not None else [Dense(index)], num_negatives)
+        chosen = list(sources) if sources is not None else [Dense(index)]
+        counts = quotas(chosen, num_negatives)
         depth = check(query_store, corpus_store, lists, num_negatives, search_depth, filters, ranks, too_few, chunk)
         settings = {
             "num_negatives": num_negatives,
@@ -133,7 +134,7 @@ def mine(
         for start in todo:
             rows = torch.arange(start, min(start + chunk, len(query_store)))
             tables = mine_chunk(
-                rows, query_store, corpus_store, lists, chosen, filters, sampling, depth, ranks, too_few, seed
+                rows, query_store, corpus_store, lists, chosen, counts, filters, sampling, depth, ranks, too_few, seed
             )
             if shards is None:
                 parts.append(tables)
@@ -151,6 +152,7 @@ def mine_chunk(
     corpus: Store,
     lists: Ragged,
     sources: Sequence[Source],
+    counts: Sequence[int],
     filters: Sequence[Filter],
     sampling: Sampling,
     depth: int,
@@ -164,7 +166,7 @@ def mine_chunk(
     positive_products = known_products(vectors, corpus, known)
     found = []
     taken = torch.empty(len(query_rows), 0, dtype=torch.int64)  # rows that an earlier source gave
-    for source in sources:
+    for source, count in zip(sources, counts, strict=True):
         rows, products = source.propose(query_rows, vectors, depth)
         missing = rows < 0
         rows = rows.masked_fill(missing, 0).cpu()
@@ -181,16 +183,14 @@ def mine_chunk(
             products.cpu(),
             positive_products,
             torch.full(rows.shape, -1, dtype=torch.int16),
+            count_survivors=ranks == "survivors",
         )
         candidates.drop(missing, "not_found")
         candidates.drop(is_known(rows, known), "known")
         for rule in filters:
-            if isinstance(rule, RankWindow):
-                rule._survivors = ranks == "survivors"
             rule(candidates)
         if len(sources) > 1:
             candidates.drop((candidates.rows[:, :, None] == taken[:, None, :]).any(2), "taken")
-        count = source.quota or 0
         columns, chosen = sampling.choose(candidates, count, seed)
         if too_few == "relax":
             columns, chosen = relax(candidates, filters, columns, chosen, count)
@@ -244,16 +244,17 @@ def positives_by_row(known: Known, queries: Store, corpus: Store) -> Ragged:
         raise ValueError(f"mine: a known positive is not in the corpus. {error.args[0]}") from None
 
 
-def quotas(sources: list[Source], num_negatives: int) -> list[Source]:
-    """Check that the sources together give the asked number; a single source gives all."""
-    if len(sources) == 1 and sources[0].quota is None:
-        sources[0].quota = num_negatives
+def quotas(sources: Sequence[Source], num_negatives: int) -> list[int]:
+    """How many each source gives: a single one all, several what their quotas say."""
     given = [source.quota for source in sources]
-    if None in given or sum(given) != num_negatives:  # type: ignore[arg-type]
+    if given == [None]:
+        return [num_negatives]
+    numbers = [quota for quota in given if quota is not None]
+    if len(numbers) < len(given) or sum(numbers) != num_negatives:
         raise ValueError(f"mine: the sources' quotas are {given}; they must sum to num_negatives={num_negatives}.")
     if len({source.name for source in sources}) < len(sources):
         raise ValueError(f"mine: two sources share a name: {[source.name for source in sources]}.")
-    return sources
+    return numbers
 
 
 def check(

@@ -155,7 +155,7 @@ class MinedNegatives:
         bins = np.histogram_bin_edges(np.concatenate([positive, negative]), bins=60)
         for values, color, name in ((negative, "#0072b2", "negatives"), (positive, "#e69f00", "positives")):
             weights = np.full(len(values), 1 / max(1, len(values)))  # shares: the two counts differ by far
-            axes.hist(values, bins, weights=weights, alpha=0.6, color=color, label=f"{name} ({len(values):,})")
+            axes.hist(values, bins.tolist(), weights=weights, alpha=0.6, color=color, label=f"{name} ({len(values):,})")
         axes.set(xlabel="score against the query", ylabel="share")
         axes.legend(frameon=False)
         return figure
@@ -294,10 +294,8 @@ def outer_ids(store: Store, rows: Tensor, empty: np.ndarray | None = None) -> pa
     """Ids as the outside knows them: names if the store has them, else int64; null where ``empty``."""
     import pyarrow as pa
 
-    if store.names is None:
+    if store.arrow_names is None:
         return pa.array(store.ids[rows].numpy(), mask=empty)
-    if not hasattr(store, "arrow_names"):
-        store.arrow_names = pa.array(store.names, pa.string())  # converted once, not once per chunk
     return store.arrow_names.take(pa.array(rows.numpy(), mask=empty))
 
 

@@ -47,7 +47,7 @@ def write_chunks(chunks: Iterable[Any], path: Path) -> Path:
                     f"mine: chunk after {rows} rows has shape {tuple(block.shape)}, expected (n, {dim or 'd'})."
                 )
             rows, dim = rows + len(block), block.shape[1]
-            file.write(memoryview(block.numpy()).cast("B"))
+            file.write(block.numpy().data)
         file.seek(0)
         write_header(file, rows, dim)
     return path
