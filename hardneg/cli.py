@@ -52,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if command not in COMMANDS:
         print("usage: hardneg COMMAND ...\n\n" + "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))
-        print("  configs   list the configs that ship with hardneg\n\nhardneg COMMAND --help teaches more.\n\n" + DESCRIPTION)
+        print(
+            "  configs   list the configs that ship with hardneg\n\nhardneg COMMAND --help teaches more.\n\n"
+            + DESCRIPTION
+        )
         return 0 if command in ("--help", "-h") else 2
     try:
         return _lightning(arguments) if command in LIGHTNING else _other(command, arguments[1:])

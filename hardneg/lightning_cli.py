@@ -13,9 +13,6 @@ from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import datamodules  # noqa: F401  its classes may be named bare in YAML
-import hardneg.callbacks  # noqa: F401
-import hardneg.encoders
-import hardneg.losses
 import miners  # noqa: F401
 from hardneg.callbacks import RecordNegatives, SaveEncoder, WriteReport, WriteStores
 from hardneg.cli import COMMANDS, DESCRIPTION, LIGHTNING, Logging, make_loggers
@@ -56,7 +53,9 @@ class HardnegCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--folder", default="runs/fit", help="Where the run's versions go: version_0, version_1, ...")
+        parser.add_argument(
+            "--folder", default="runs/fit", help="Where the run's versions go: version_0, version_1, ..."
+        )
         parser.add_argument(
             "--logging",
             type=list[Logging],
@@ -124,5 +123,3 @@ def _missing(trainer: pl.Trainer, command: str, folder: str) -> Sequence[pl.Call
     else:
         wanted = []
     return [callback for callback in wanted if not any(isinstance(c, type(callback)) for c in trainer.callbacks)]
-
-

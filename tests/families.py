@@ -1,4 +1,4 @@
-"""Four small families that stand for all: what a chain of miners may meet, without text, pictures or weights to load."""
+"""Four small families that stand for all: what a chain of miners may meet, without text, pictures or weights."""
 
 from __future__ import annotations
 
@@ -54,23 +54,27 @@ class StubFamily(ContrastiveModule):
             self.right = nn.Linear(FEATURES, DIM, bias=False).double()
             self.centres = nn.Parameter(torch.randn(CLASSES, DIM, dtype=torch.float64))
         self.use_miners()
+        if "frozen" in self.provides:
+            vectors = nn.functional.normalize(features(9, 40, DIM), dim=1).float()
+            for miner in self.chains[self.directions[0]]:  # type: ignore[union-attr]
+                miner.refresh({"document": Store(vectors, torch.arange(40), "document")})
 
-    def embed(self, space: str) -> Store:
-        vectors = features(1, 1000, FEATURES)[:ROWS].float()
-        return Store(vectors, torch.arange(ROWS), space)
+    def embed_share(self, space: str, encoder: nn.Module | None = None, ids: Tensor | None = None) -> Tensor:
+        return features(1, 1000, FEATURES)[:ROWS].float()
+
+    def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
+        return Store(share, torch.arange(ROWS), space)
 
     def _pool(
         self, direction: str, anchors: Items, positives: Block, context: StepContext, **parts: object
     ) -> NegativePool:
-        return NegativePool(
-            anchors, positives, self.loss.temperature, direction=direction, context=context, **parts
-        )  # type: ignore[arg-type]
+        return NegativePool(anchors, positives, self.loss.temperature, direction=direction, context=context, **parts)  # type: ignore[arg-type]
 
 
 class TwoTower(StubFamily):
     """Retrieval-like: queries, documents, drawn negatives, a guide; one encoder serves all sides."""
 
-    provides = frozenset({"embeddings", "sides", "own_positive", "drawn", "guide", "one_space"})
+    provides = frozenset({"embeddings", "sides", "own_positive", "drawn", "guide", "one_space", "frozen"})
     directions = ("query_to_document",)
 
     def encode(self, batch: Batch) -> dict[str, Items]:
@@ -109,16 +113,16 @@ class Symmetric(StubFamily):
 class Labelled(StubFamily):
     """Classes with centres: the positive is the anchor's own class centre, the negatives are the others."""
 
-    provides = frozenset({"embeddings", "sides", "own_positive", "labels", "one_space"})
+    provides = frozenset({"embeddings", "sides", "own_positive", "labels", "one_space", "guide"})
     directions = ("image_to_class",)
 
     def encode(self, batch: Batch) -> dict[str, Items]:
-        labels = batch.items["query"].labels
-        return {"image": Items(self.left(batch.inputs["query"]), batch.rows, labels=labels, space="image")}
+        labels, guide = batch.items["query"].labels, batch.items["query"].guide
+        return {"image": Items(self.left(batch.inputs["query"]), batch.rows, None, labels, guide, space="image")}
 
     def pools(self, sides: Mapping[str, Items], batch: Batch, context: StepContext) -> list[NegativePool]:
         images = sides["image"].take(slice(context.offset, context.offset + len(batch)))
-        classes = Items(self.centres, torch.arange(CLASSES), space="class")
+        classes = Items(self.centres, torch.arange(CLASSES), guide=features(7, CLASSES, 5), space="class")
         assert images.labels is not None
         positives = one_each(classes.take(images.labels))
         roles = {"anchors": sides["image"], "classes": classes, "positives": sides["image"]}
@@ -132,23 +136,25 @@ class ScoresOnly(StubFamily):
     directions = ("query_to_document",)
 
     def encode(self, batch: Batch) -> dict[str, Items]:
-        return {"query": replace(batch.items["query"], guide=None)}
+        """A score for each (query, candidate) pair: the row (B, 1 + N) travels where vectors of others do."""
+        number = len(batch.inputs["query"])
+        candidates = features(8, number, 5, FEATURES) + 0.3 * batch.inputs["query"][:, None]
+        pairs = torch.cat([batch.inputs["document"][:, None], candidates], 1)  # (B, 1 + N, features)
+        scores = torch.tanh(pairs @ self.left.weight.sum(0))
+        return {"query": replace(batch.items["query"], guide=None, labels=None, embeddings=scores)}
 
     def pools(self, sides: Mapping[str, Items], batch: Batch, context: StepContext) -> list[NegativePool]:
-        number = len(batch)
-        pairs = torch.stack([batch.inputs["query"], batch.inputs["document"]], 1)  # (B, 2, features)
-        candidates = pairs.new_zeros(number, 5, FEATURES) + features(8, number, 5, FEATURES)
-        rank = torch.arange(2, 7).expand(number, 5)
-        weight = self.left.weight.sum(0)
+        queries = sides["query"].take(context.own)
+        assert queries.embeddings is not None
+        assert queries.ids is not None
+        scores, number = queries.embeddings, len(queries)
         items = Items(ids=torch.arange(number * 5).view(number, 5) + 300)
-        listed = Block(items, "mined", given=torch.tanh(candidates @ weight), rank=rank)
+        listed = Block(items, "mined", given=scores[:, 1:], rank=torch.arange(2, 7).expand(number, 5))
         positive = Block(
-            Items(ids=batch.items["document"].ids[:, None]),  # type: ignore[index]
-            "positive",
-            given=torch.tanh(pairs[:, 1] @ weight)[:, None],
-            rank=torch.ones(number, 1, dtype=torch.long),
+            Items(ids=queries.ids[:, None]), "positive", given=scores[:, :1], rank=torch.ones(number, 1, dtype=torch.long)
         )
-        return [self._pool(self.directions[0], sides["query"], positive, context, sides={"drawn": listed})]
+        anchors = replace(queries, embeddings=None)
+        return [self._pool(self.directions[0], anchors, positive, context, sides={"drawn": listed})]
 
 
 def one_each(items: Items) -> Block:

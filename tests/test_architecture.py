@@ -13,7 +13,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("miners", "datamodules", "hardneg")
 OURS = {"miners": set(), "datamodules": {"miners"}, "hardneg": {"miners", "datamodules"}}
-HEAVY = {"pytorch_lightning", "lightning", "sentence_transformers", "torchvision", "wandb", "transformers", "faiss", "datasets"}
+HEAVY = {
+    "pytorch_lightning",
+    "lightning",
+    "sentence_transformers",
+    "torchvision",
+    "wandb",
+    "transformers",
+    "faiss",
+    "datasets",
+}
 ALLOWED_HEAVY = {"miners/index/faiss_index.py": {"faiss"}, "miners/offline/mined.py": {"datasets"}}
 
 
@@ -40,7 +49,9 @@ def test_import_directions(folder):
         for module in imported(tree):
             top = module.split(".")[0]
             if top in FOLDERS and top != folder:
-                assert top in OURS[folder], f"{path} imports {module}: {folder} may import {OURS[folder] or 'nothing'} of ours"
+                assert top in OURS[folder], (
+                    f"{path} imports {module}: {folder} may import {OURS[folder] or 'nothing'} of ours"
+                )
             assert top not in ("tests", "benchmarks"), f"{path} imports {module}"
 
 
@@ -76,7 +87,9 @@ def test_the_training_step_is_written_once():
     while pending:
         pending += (kind := pending.pop()).__subclasses__()
         seen.add(kind)
-        assert "training_step" not in vars(kind) or kind is ContrastiveModule, f"{kind.__name__} overrides training_step"
+        assert "training_step" not in vars(kind) or kind is ContrastiveModule, (
+            f"{kind.__name__} overrides training_step"
+        )
     assert len(seen) > 4
 
 
@@ -88,7 +101,9 @@ def test_no_pickle_and_no_unsafe_load():
                 owner = getattr(node.func.value, "id", "")
                 given = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
                 assert owner != "torch" or given.get("weights_only") is True, f"{path}: torch.load without weights_only"
-                assert owner not in ("np", "numpy") or given.get("allow_pickle") is False, f"{path}: np.load may unpickle"
+                assert owner not in ("np", "numpy") or given.get("allow_pickle") is False, (
+                    f"{path}: np.load may unpickle"
+                )
 
 
 def fresh(code: str) -> str:

@@ -43,7 +43,7 @@ def build(kind: type):
 
 
 def step(family: ContrastiveModule) -> tuple[torch.Tensor, dict[str, float], list[torch.Tensor]]:
-    """Two training steps with their commits (so that queues hold something); the second one's loss, counts, gradients."""
+    """Two training steps with commits, so that queues hold something; the second one's loss, counts, gradients."""
     for _ in range(2):
         family.zero_grad()
         with warnings.catch_warnings():
@@ -52,7 +52,9 @@ def step(family: ContrastiveModule) -> tuple[torch.Tensor, dict[str, float], lis
         if loss.requires_grad:
             loss.backward()
         counts = {name: float(v) for pool in family.finished for name, v in pool.statistics().items()}
-        family.on_after_backward()
+        for pool in family.finished:
+            for miner in family.chains[pool.direction]:
+                miner.commit(pool)
     return loss.detach(), counts, [p.grad for p in family.parameters() if p.grad is not None]
 
 
@@ -98,7 +100,8 @@ def test_pool_miner_cell(family, miner, loss, direction, monkeypatch):
 
 def test_share_of_cells_that_raise_is_at_most_a_quarter(capsys):
     raising = sum(
-        bool(missing(family, [build(m)] if m is InBatch else [InBatch(), build(m)], loss())) for family, m, loss, _ in CELLS
+        bool(missing(family, [build(m)] if m is InBatch else [InBatch(), build(m)], loss()))
+        for family, m, loss, _ in CELLS
     )
     with capsys.disabled():
         print(f"\nmatrix: {len(CELLS)} cells of pool miners, {raising} raise ({raising / len(CELLS):.0%})")

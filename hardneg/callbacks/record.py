@@ -70,7 +70,8 @@ class RecordNegatives(pl.Callback):
                 ids = block.items.ids
                 (text,) = texts([int(ids[column] if ids.ndim == 1 else ids[row, column])], block.items.space)
                 negatives.append({"text": text, "score": score, "origin": block.origin})
-            assert anchors.ids is not None and positives.ids is not None
+            assert anchors.ids is not None
+            assert positives.ids is not None
             own = positives.ids[row].reshape(-1).tolist()[:1]
             out.append(
                 {

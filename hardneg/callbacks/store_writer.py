@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class WriteStores(BasePredictionWriter):
-    """Write what ``predict`` encodes: one `Store` folder per space, with vectors, ids, names and the key of the weights.
+    """Write what ``predict`` encodes: a `Store` folder per space, with vectors, ids, names and the key of the weights.
 
     Args:
         folder: where to put them; None = "stores" in the trainer's folder.

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hardneg.losses.base import PoolLoss
+from hardneg.losses.info_nce import positive_logits
 from miners.pool import NegativePool
 
 
@@ -21,7 +22,7 @@ class NGAMEHinge(PoolLoss):
         temperature: of the softmax over the k; None weighs them alike.
 
     Shapes:
-        B anchors with one positive; count = B x k.
+        B anchors; count = (anchor, positive) pairs x k, which is B x k with one positive each.
 
     Source:
         NGAME's code, `TripletMarginLossOHNM`; paper arXiv 2207.04452, equation 1.
@@ -34,14 +35,15 @@ class NGAMEHinge(PoolLoss):
         self.softmax_temperature = temperature
 
     def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
-        positive = pool.scores(pool.positives)  # (B, 1)
+        rows, positive = positive_logits(pool)  # this loss has a temperature of 1: scores
         scores, valid, _ = pool.hardest(self.num_negatives)
-        violation = F.relu(scores - positive + self.margin).where(valid, 0)
+        scores, valid = scores[rows], valid[rows]  # (V, k)
+        violation = F.relu(scores - positive[:, None] * pool.temperature + self.margin).where(valid, 0)
         if self.softmax_temperature is not None:
             logits = (scores / self.softmax_temperature).where(violation > 0, 0)
             weight = logits.softmax(1) if bool(valid.all()) else _softmax_of(logits, valid)
             violation = weight * violation
-        return violation.sum(), pool.count().new_tensor(len(pool) * self.num_negatives)
+        return violation.sum(), rows.new_tensor(len(rows) * self.num_negatives)
 
 
 def _softmax_of(logits: Tensor, valid: Tensor) -> Tensor:

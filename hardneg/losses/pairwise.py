@@ -96,7 +96,9 @@ class LambdaRank(PoolLoss):
     def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
         rows, positive = positive_logits(pool)
         ranks = _ranks(pool)
-        discount = self._discount(ranks[0], positive.dtype)[pool.usable_of(pool.positives)]  # (V,), in order of ``rows``
+        discount = self._discount(ranks[0], positive.dtype)[
+            pool.usable_of(pool.positives)
+        ]  # (V,), in order of ``rows``
         total, pairs = torch.zeros_like(positive), torch.zeros_like(positive)
         for block, rank in zip(pool.negatives, ranks[1:], strict=True):
             gap = pool.scores(block)[rows] / pool.temperature - positive[:, None]  # (V, N)

@@ -16,7 +16,12 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 def test_example_runs(example, tmp_path):
     root = example.parent.parent
     done = subprocess.run(
-        [sys.executable, str(example)], capture_output=True, text=True, cwd=tmp_path, env=_environment(root), check=False
+        [sys.executable, str(example)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=_environment(root),
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
@@ -31,7 +36,11 @@ def test_plain_torch_is_short_and_needs_no_lightning():
 def test_hard_batches_find_more():
     example = next(path for path in EXAMPLES if path.stem == "plain_torch")
     done = subprocess.run(
-        [sys.executable, str(example)], capture_output=True, text=True, env=_environment(example.parent.parent), check=True
+        [sys.executable, str(example)],
+        capture_output=True,
+        text=True,
+        env=_environment(example.parent.parent),
+        check=True,
     )
     random, mined = (float(share) for share in re.findall(r": (0\.\d+) found", done.stdout))
     assert mined > random

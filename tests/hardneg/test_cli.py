@@ -17,7 +17,10 @@ from hardneg.cli import configs_folder, find_configs, main
 def arguments(tmp_path: Path, sample_folder: Path, tiny_model: Path) -> list[str]:
     """A fit that takes a second: twelve documents, a table of words."""
     config = {
-        "data": {"class_path": "datamodules.RetrievalData", "init_args": {"folder": str(sample_folder), "batch_size": 3}},
+        "data": {
+            "class_path": "datamodules.RetrievalData",
+            "init_args": {"folder": str(sample_folder), "batch_size": 3},
+        },
         "model": {
             "class_path": "hardneg.modules.RetrievalModule",
             "init_args": {
