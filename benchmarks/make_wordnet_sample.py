@@ -97,11 +97,11 @@ SHOWN = ("train", "dev", "test", "documents", "min_senses", "seed")
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=int, default=6400, help="training queries (about: whole words are kept)")
-    parser.add_argument("--dev", type=int, default=700, help="dev queries")
-    parser.add_argument("--test", type=int, default=1300, help="test queries")
-    parser.add_argument("--documents", type=int, default=13000, help="documents, at least (rivals are never left out)")
-    parser.add_argument("--min-senses", type=int, default=1, help="draw only words with this many senses or more")
+    parser.add_argument("--train", type=int, default=3200, help="training queries (about: whole words are kept)")
+    parser.add_argument("--dev", type=int, default=500, help="dev queries")
+    parser.add_argument("--test", type=int, default=1000, help="test queries")
+    parser.add_argument("--documents", type=int, default=0, help="documents, at least (rivals are never left out)")
+    parser.add_argument("--min-senses", type=int, default=2, help="draw only words with this many senses or more")
     parser.add_argument("--seed", type=int, default=0, help="seeds the draw")
     here = Path(__file__).resolve().parent.parent / "datamodules" / "samples" / "wordnet_senses"
     parser.add_argument("--out", type=Path, default=here, help="folder to write")
