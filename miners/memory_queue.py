@@ -72,7 +72,7 @@ class MemoryQueue(PoolMiner):
         if not len(new):
             return
         ring = new.take(slice(0, 0)) if self._ring is None else self._ring
-        slots = (self._pointer + torch.arange(len(new), device=new.embeddings.device)) % self.size
+        slots = (self._pointer + torch.arange(len(new), device=new._need("embeddings").device)) % self.size
         length = min(self.size, max(len(ring), self._pointer + len(new)))
         self._ring = Items(
             space=new.space,

@@ -202,8 +202,9 @@ class RefreshNegatives(pl.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for part in (data.batches.miner, *data.batches.sources):
             part.refresh(self._stores)
-        for chain in pl_module.chains.values():  # type: ignore[union-attr, operator]
-            for miner in chain:
+        assert isinstance(pl_module, ContrastiveModule)
+        for direction in pl_module.directions:
+            for miner in pl_module.chain_of(direction):
                 miner.refresh(self._stores)
 
     def _report(self, trainer: pl.Trainer, spent: float) -> None:

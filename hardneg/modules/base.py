@@ -130,6 +130,15 @@ class ContrastiveModule(pl.LightningModule, ABC):
         """Encode things of ``space`` without gradient, each process its share, for a refresh."""
         return self.store_of(space, self.embed_share(space, ids=ids), self.global_step, ids)
 
+    @property
+    def data(self) -> Any:
+        """The data module of the running fit or evaluation."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def chain_of(self, direction: str) -> Sequence[PoolMiner]:
+        """The miners of one direction, in their order."""
+        return self.chains[direction]  # type: ignore[return-value]
+
     # ---- what all families share -----------------------------------------------------------------------------------
 
     def use_miners(self) -> None:
@@ -157,7 +166,7 @@ class ContrastiveModule(pl.LightningModule, ABC):
         )
         total, self.finished, self._rows = torch.zeros((), device=self.device), [], batch.rows
         for pool in self.pools(sides, batch, context):
-            chain = self.chains[pool.direction]
+            chain = self.chain_of(pool.direction)
             for miner in chain:
                 pool = miner(pool)
             loss = reduce(*self.loss(pool)) + self._auxiliary(chain, pool)
@@ -169,12 +178,12 @@ class ContrastiveModule(pl.LightningModule, ABC):
     def on_after_backward(self) -> None:
         self.batches_trained += 1
         for pool in self.finished:
-            for miner in self.chains[pool.direction]:
+            for miner in self.chain_of(pool.direction):
                 miner.commit(pool)
         # here and not when the batch ends: checkpoints are written before a module hears of that
-        batches = getattr(self.trainer.train_dataloader, "batch_sampler", None)
+        batches: Any = getattr(self.trainer.train_dataloader, "batch_sampler", None)
         if hasattr(batches, "trained") and self.finished:
-            anchors = self.finished[0].sides.get("anchors", self.finished[0].anchors)
+            anchors: Any = self.finished[0].sides.get("anchors", self.finished[0].anchors)
             batches.trained(self._rows, anchors.detach())
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -215,7 +224,7 @@ class ContrastiveModule(pl.LightningModule, ABC):
         Lightning's own estimate starts the training loader to count its batches, with its workers, before a checkpoint
         has been read and before anybody could hand over embeddings.
         """
-        trainer = self.trainer
+        trainer: Any = self.trainer
         batches = getattr(getattr(trainer, "datamodule", None), "batches", None)
         if batches is None or trainer.max_epochs in (None, -1) or trainer.overfit_batches:
             return int(trainer.estimated_stepping_batches) if trainer.max_steps == -1 else trainer.max_steps
@@ -230,7 +239,7 @@ class ContrastiveModule(pl.LightningModule, ABC):
             self.slow.update_parameters(self.encoder)  # type: ignore[arg-type]  # the first time, it copies
             self._followed = self.global_step
 
-    def _auxiliary(self, chain: Any, pool: NegativePool) -> Tensor | float:
+    def _auxiliary(self, chain: Sequence[PoolMiner], pool: NegativePool) -> Tensor | float:
         terms = [term for miner in chain if (term := miner.aux_loss(pool)) is not None]
         return sum((reduce(*term) for term in terms), start=torch.zeros((), device=self.device))
 
@@ -266,7 +275,8 @@ def check_chain(chain: Sequence[PoolMiner], loss: PoolLoss, provides: frozenset[
         ValueError: names who needs what, with the meaning of the word.
     """
     available = set(provides)
-    for part in (*chain, loss):
+    parts: list[PoolMiner | PoolLoss] = [*chain, loss]
+    for part in parts:
         missing = sorted(part.needs - available)
         if missing:
             meanings = "; ".join(f"{word}: {ABILITIES.get(word, 'unknown')}" for word in missing)

@@ -61,4 +61,5 @@ def _cut(inputs: Any, rows: slice) -> Any:
 
 def _end_to_end(parts: list[Items]) -> Items:
     tensors = [part.tensors() for part in parts]
-    return replace(parts[0], **{name: torch.cat([part[name] for part in tensors]) for name in tensors[0]})
+    whole = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
+    return replace(parts[0], **whole)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ the gradients of the weights, which is why `reduce` multiplies by the number of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
@@ -48,8 +48,13 @@ def gather(sides: Mapping[str, Items], batch: Batch) -> tuple[dict[str, Items], 
     counts = _counts(sides, batch)
     offset = sum(count[0] for count in counts[: process_rank()])
 
-    names = [("rows", 0, batch.rows), ("lengths", 0, batch.known.lengths), ("values", 1, batch.known.values)]
-    guides, floats = [], []
+    names: list[tuple[Any, int, Tensor]] = [
+        ("rows", 0, batch.rows),
+        ("lengths", 0, batch.known.lengths),
+        ("values", 1, batch.known.values),
+    ]
+    guides: list[tuple[Any, int, Tensor]] = []
+    floats: list[tuple[Any, int, Tensor]] = []
     for at, (side, items) in enumerate(sides.items(), start=2):
         for part, tensor in items.tensors().items():
             if part == "rows":
@@ -61,7 +66,8 @@ def gather(sides: Mapping[str, Items], batch: Batch) -> tuple[dict[str, Items], 
     lengths = found["lengths"]
     known = Ragged(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), found["values"])
     everyone = {
-        side: replace(items, **{part: found[side, part] for part in items.tensors()}) for side, items in sides.items()
+        side: replace(items, **{part: found[side, part] for part in items.tensors()})  # type: ignore[arg-type]
+        for side, items in sides.items()
     }
     return everyone, Batch({}, everyone, known, found["rows"]), slice(offset, offset + len(own))
 
@@ -96,8 +102,8 @@ def joined(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _gathered(
-    parts: list[tuple[object, int, Tensor]], counts: list[list[int]], gradient: bool = False
-) -> dict[object, Tensor]:
+    parts: Sequence[tuple[Any, int, Tensor]], counts: list[list[int]], gradient: bool = False
+) -> dict[Any, Tensor]:
     """(G, ...) of each part, by key. One message, so that backward sends one too, in the same order everywhere.
 
     Args:

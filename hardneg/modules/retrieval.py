@@ -101,9 +101,9 @@ class RetrievalModule(ContrastiveModule):
         for side, items in batch.items.items():
             kind = "query" if items.space == "query" else "document"
             if self._guide:
-                items = replace(items, guide=self._guide_stores[items.space].rows(items.ids).to(self.device))
+                items = replace(items, guide=self._guide_stores[items.space].rows(items._need("ids")).to(self.device))
             if items.space in self.frozen:
-                vectors = self.frozen[items.space].rows(items.ids)
+                vectors = self.frozen[items.space].rows(items._need("ids"))
                 sides[side] = replace(items, embeddings=vectors.to(self.device, self._vector_type()))
                 continue
             if self.slow is None or side in self._anchor_sides():
@@ -167,15 +167,15 @@ class RetrievalModule(ContrastiveModule):
                 self._guide_stores[space] = self._joined(space, share, self._guide[0], 0, ids)
         if self.frozen:
             for space, store in self.frozen.items():
-                _check_frozen(store, space, self.trainer.datamodule)
-            for chain in self.chains.values():
-                for miner in chain:  # type: ignore[union-attr]
+                _check_frozen(store, space, self.data)
+            for direction in self.directions:
+                for miner in self.chain_of(direction):
                     miner.refresh(self.frozen)
 
     def _check_vectors(self) -> None:
         """Encode two texts of each space that is trained: broken weights show here, not after an epoch of NaN."""
         for space in sorted({"query", "document"} - set(self.frozen)):
-            _, texts = self.trainer.datamodule.everything(space)
+            _, texts = self.data.everything(space)
             if not bool(torch.isfinite(self.encoder.embed(texts[:2], space)).all()):
                 raise ValueError(
                     f"the encoder's vectors of space '{space}' are not finite (NaN or infinite) before training: its "
@@ -187,7 +187,7 @@ class RetrievalModule(ContrastiveModule):
             return torch.empty(0)
         ids, texts = self._things(space, ids)
         progress = f"encode, {space}" if process_rank() == 0 and encoder is None else None
-        return (encoder or self.encoder).embed(  # type: ignore[operator, no-any-return]
+        return (encoder or self.encoder).embed(  # type: ignore[operator]
             texts[process_rank() :: process_count()], space, self.eval_batch_size, progress
         )
 
@@ -197,7 +197,7 @@ class RetrievalModule(ContrastiveModule):
         return self._joined(space, share, self.encoder, version, self._things(space, ids)[0])
 
     def _things(self, space: str, ids: Tensor | None) -> tuple[Tensor, Sequence[str]]:
-        data = self.trainer.datamodule
+        data = self.data
         return data.everything(space) if ids is None else (ids, data.text_of(ids, space))
 
     def _joined(self, space: str, share: Tensor, encoder: Encoder, version: int, ids: Tensor) -> Store:
@@ -224,11 +224,11 @@ class RetrievalModule(ContrastiveModule):
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
-            self._evaluate(self.trainer.datamodule.val_split, "val")
+            self._evaluate(self.data.val_split, "val")
         self._queries = []
 
     def on_test_epoch_end(self) -> None:
-        self._evaluate(self.trainer.datamodule.test_split, "test")
+        self._evaluate(self.data.test_split, "test")
         self._queries = []
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Items:
@@ -247,7 +247,7 @@ class RetrievalModule(ContrastiveModule):
 
     def _evaluate(self, split: str, prefix: str) -> None:
         """Rank the whole corpus for every query of the split, and log the usual measures; alike on every process."""
-        data = self.trainer.datamodule
+        data = self.data
         ids, _ = data.queries(split)
         corpus = self.embed("document")
         nothing = {"ids": torch.empty(0, dtype=torch.long), "vectors": torch.empty(0, corpus.dim)}
@@ -274,7 +274,7 @@ class RetrievalModule(ContrastiveModule):
 def _one_each(items: Items) -> Items:
     """Shared items (B, ...) as one positive per anchor: embeddings (B, 1, d), ids (B, 1)."""
     wide = {name: part[:, None] for name, part in items.tensors().items() if name not in ("labels", "norms", "rows")}
-    return replace(items, labels=None, norms=None, rows=None, **wide)
+    return replace(items, labels=None, norms=None, rows=None, **wide)  # type: ignore[arg-type]
 
 
 def _turned(known: Ragged, queries: Items, documents: Items) -> Ragged:
