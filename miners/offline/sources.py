@@ -80,7 +80,7 @@ class Dense(Source):
 
 
 class Lexical(Source):
-    """Propose by BM25 over the texts; needs the `bm25s` package (``pip install 'hardneg[lexical]'``).
+    """Propose by BM25 over the texts; needs the `bm25s` package (``pip install bm25s``).
 
     Args:
         queries: query texts, row by row as mined.
@@ -106,7 +106,7 @@ class Lexical(Source):
         try:
             import bm25s
         except ImportError as error:
-            raise ImportError("Lexical needs bm25s: run `pip install 'hardneg[lexical]'`.") from error
+            raise ImportError("Lexical needs bm25s: run `pip install bm25s`, or install 'hardneg[train]'.") from error
         self._bm25s = bm25s
         self._queries, self._texts = queries, corpus
         self.k1, self.b, self.stopwords = k1, b, stopwords
