@@ -101,6 +101,7 @@ def _read(path: Path, table: TrainingTable) -> Ragged:
     if not {"query_id", "doc_id"} <= set(columns):
         raise ValueError(f"'{path}' has columns {columns}; StaticNegatives wants query_id and doc_id.")
     mined = pq.read_table(path, columns=["query_id", "doc_id"])
+    mined = mined.filter(mined["doc_id"].is_valid())  # slots that mine(too_few="pad") marks as empty
     queries = _ids_of(mined["query_id"], table.anchor_names, path, "query_id")
     documents = _ids_of(mined["doc_id"], table.document_names, path, "doc_id")
     by_query = Ragged.from_pairs(queries, documents, len(table.anchor_names))

@@ -150,9 +150,8 @@ class ScoresOnly(StubFamily):
         scores, number = queries.embeddings, len(queries)
         items = Items(ids=torch.arange(number * 5).view(number, 5) + 300)
         listed = Block(items, "mined", given=scores[:, 1:], rank=torch.arange(2, 7).expand(number, 5))
-        positive = Block(
-            Items(ids=queries.ids[:, None]), "positive", given=scores[:, :1], rank=torch.ones(number, 1, dtype=torch.long)
-        )
+        first = torch.ones(number, 1, dtype=torch.long)
+        positive = Block(Items(ids=queries.ids[:, None]), "positive", given=scores[:, :1], rank=first)
         anchors = replace(queries, embeddings=None)
         return [self._pool(self.directions[0], anchors, positive, context, sides={"drawn": listed})]
 

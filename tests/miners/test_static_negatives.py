@@ -109,6 +109,23 @@ def test_a_table_of_other_data_is_refused(tmp_path: Path) -> None:
         StaticNegatives(tmp_path / "other.parquet").attach(training_set())
 
 
+def test_reads_what_mine_writes_empty_slots_included(tmp_path: Path) -> None:
+    from miners import Store, mine
+
+    corpus = Store(torch.eye(4), torch.arange(4), "document", names=["d0", "d1", "d2", "d3"])
+    queries = Store(torch.eye(4)[:2] + 0.1, torch.arange(2), "query", names=["q0", "q1"])
+    mine(queries, corpus, [[0], [1, 2]], num_negatives=3, too_few="pad", out=tmp_path / "mined.parquet")
+    rows = TrainingTable(
+        torch.arange(2),
+        Ragged.from_lists([[0], [1, 2]]),
+        anchor_names=["q0", "q1"],
+        document_names=["d0", "d1", "d2", "d3"],
+    )
+    source = StaticNegatives(tmp_path / "mined.parquet", num_negatives=3)
+    source.attach(rows)
+    assert [sorted(row) for row in drawn(source, 2)] == [[1, 2, 3], [-1, 0, 3]]
+
+
 def test_messages(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no table at '.*nowhere.parquet'. Make one with `hardneg mine`"):
         StaticNegatives(tmp_path / "nowhere.parquet")
