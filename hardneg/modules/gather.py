@@ -75,8 +75,8 @@ def gather(sides: Mapping[str, Items], batch: Batch) -> tuple[dict[str, Items], 
 def reduce(total: Tensor, count: Tensor) -> Tensor:
     """The mean of (sum, count) terms over all processes, as far as this process' gradient goes.
 
-    ``total`` x W / count of all: averaged over W processes, as DDP does with gradients, it is the sum of all totals over
-    the sum of all counts, however unevenly rows are spread.
+    ``total`` x W / count of all: averaged over W processes, as DDP does with gradients, it is the sum of all totals
+    over the sum of all counts, however unevenly rows are spread.
     """
     if process_count() > 1:
         count = added(count)
