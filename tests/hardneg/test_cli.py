@@ -188,5 +188,5 @@ def test_every_overlay_trains_a_step(overlay, arguments, tmp_path, sample_folder
         guide = json.loads(json.dumps(yaml.safe_load(Path(arguments[2]).read_text())["model"]["init_args"]["encoder"]))
         more = [f"--model.guide={json.dumps(guide)}", "--model.allow_same_guide=true"]
     if overlay.stem == "adore":
-        pytest.skip("tested with its store in tests/miners/test_adore.py")
+        assert main(["predict", *arguments[1:], "--folder=runs/vectors"]) == 0
     assert main([*arguments, "--config", str(overlay), *more, "--trainer.max_steps=1", "--evaluate_start=false"]) == 0
