@@ -21,7 +21,7 @@ from pathlib import Path
 CELLS = ((32, None), (2048, 32))
 
 
-def measure(batch_size: int, chunk_size: int | None, threads: int) -> dict[str, float]:
+def measure(batch_size: int, chunk_size: int | None, threads: int, tokens: int) -> dict[str, float]:
     """Peak resident memory (MB) of the process and seconds of the step, weights touched for the first time."""
     import torch
 
@@ -31,7 +31,7 @@ def measure(batch_size: int, chunk_size: int | None, threads: int) -> dict[str, 
     from miners import Items, Ragged
 
     torch.set_num_threads(threads)
-    encoder = TextEncoder("packaged:all-MiniLM-L6-v2", max_seq_length=64)
+    encoder = TextEncoder("packaged:all-MiniLM-L6-v2", max_seq_length=tokens)
     module = RetrievalModule(encoder, chunk_size=chunk_size)
     module._warned = True
     module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
@@ -62,10 +62,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of a text")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
     if options.cell:
-        print(json.dumps(measure(*options.cell, options.threads)))
+        print(json.dumps(measure(*options.cell, options.threads, options.tokens)))
         return 0
     import torch
 
@@ -73,7 +74,10 @@ def main() -> int:
     for cell in CELLS:
         command = [sys.executable, "-m", "benchmarks.step.gradient_caching", "--cell", json.dumps(cell)]
         answer = subprocess.run(
-            [*command, "--threads", str(options.threads)], capture_output=True, text=True, check=True
+            [*command, "--threads", str(options.threads), "--tokens", str(options.tokens)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found.append(json.loads(answer.stdout.splitlines()[-1]))
         print(cell, found[-1], flush=True)
@@ -81,8 +85,9 @@ def main() -> int:
     lines = [
         "# Gradient caching: memory and time of one step",
         "",
-        f"MiniLM-L6 (22.7 M weights), texts of 64 tokens, AdamW, torch {torch.__version__}, {options.threads} threads, "
-        f"{platform.processor() or platform.machine()}. Made by `python -m benchmarks.step.gradient_caching`.",
+        f"MiniLM-L6 (22.7 M weights), texts of {options.tokens} tokens, AdamW, torch {torch.__version__}, "
+        f"{options.threads} threads, {platform.processor() or platform.machine()}. "
+        "Made by `python -m benchmarks.step.gradient_caching`.",
         "",
         "| B | chunk_size | peak MB | x B = 32 | MB before the first step | s per step | ms per row |",
         "|---|---|---|---|---|---|---|",

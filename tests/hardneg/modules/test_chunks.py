@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import hardneg.modules.chunks as chunks
 from datamodules.batch import Batch
 from hardneg.losses import InfoNCE
 from hardneg.modules import RetrievalModule
-from hardneg.modules.chunks import encode_in_chunks
+from hardneg.modules.chunks import _end_to_end, _part, encode_in_chunks
 from miners import GIST, InBatch, Items, MemoryQueue, Ragged, SelfBlocks
 from miners.store import Store
 from tests.distributed.test_gather import DOCUMENTS, whole_batch
@@ -71,11 +70,24 @@ def test_with_a_slow_copy_and_scaled_losses() -> None:
     assert_close(plain, two_steps(module_of(momentum=0.5, chunk_size=3), scale=1024.0), 1e-6)
 
 
+def keep_activations(encode: Any, batch: Batch, chunk_size: int, device: torch.device) -> dict[str, Items]:
+    """The same chunks, with a graph for all of them; autocast keeps no copies of weights that would sum in half."""
+    kind = device.type
+    half = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
+    sides: dict[str, Items] = {}
+    for side, items in batch.items.items():
+        starts = range(0, max(len(items), 1), chunk_size)
+        with half:
+            parts = [encode(_part(batch, side, slice(start, start + chunk_size))) for start in starts]
+        sides |= {name: _end_to_end([part[name] for part in parts]) for name in parts[0]}
+    return sides
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_dropout_draws_the_same_again(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the same chunks with all activations kept."""
     cached = two_steps(module_of(dropout=0.5, chunk_size=3), autocast=autocast)
-    monkeypatch.setattr(chunks, "checkpoint", lambda function, where, use_reentrant: function(where))
+    monkeypatch.setattr("hardneg.modules.base.encode_in_chunks", keep_activations)
     kept = two_steps(module_of(dropout=0.5, chunk_size=3), autocast=autocast)
     assert_close(kept, cached, 1e-6)
     other = two_steps(module_of(dropout=0.5, chunk_size=3, seed=1), autocast=autocast)
@@ -113,7 +125,7 @@ def test_each_thing_is_encoded_twice_and_activations_of_one_chunk_are_alive() ->
     assert calls == [4, 4, 2]
     assert sides["one"].ids.tolist() == rows.tolist()
     sides["one"].embeddings.sum().backward()
-    assert calls == [4, 4, 2, 2, 4, 4]  # once more each, the last first
+    assert calls == [4, 4, 2, 4, 4, 2]  # once more each
     assert (alive, most) == (10, 4)
     assert weight.grad.tolist() == pytest.approx((2 * batch.inputs["one"].sum(0)).tolist(), rel=1e-5)
 
@@ -140,3 +152,35 @@ def test_inputs_of_several_parts_are_cut_together_and_empty_sides_stay() -> None
 def test_bad_arguments(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="=" + str(next(iter(options.values())))):
         RetrievalModule(TinyEncoder(), **options)
+
+
+def test_a_weights_gradient_arrives_once_and_whole() -> None:
+    """DDP and gradient scalers look at a gradient when it arrives."""
+    module = module_of(chunk_size=2, momentum=0.5)
+    arrived: list[str] = []
+    for name, weight in module.encoder.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))
+    module.training_step(whole_batch(0), 0).backward()
+    assert sorted(arrived) == sorted(name for name, _ in module.encoder.named_parameters())
+
+
+def test_frozen_sides_and_slow_copies_are_encoded_once() -> None:
+    module = module_of(chunk_size=2, momentum=0.5)
+    calls: list[str] = []
+    module.slow.register_forward_hook(lambda *_: calls.append("slow"))
+    loss = module.training_step(whole_batch(0), 0)
+    before = len(calls)
+    loss.backward()
+    assert (before, len(calls) - before) == (12, 8)  # the slow vectors of a side with anchors are made again with them
+
+
+def test_a_reentrant_checkpoint_says_what_to_do() -> None:
+    weight = torch.ones(4, requires_grad=True)
+
+    def encode(batch: Batch) -> dict[str, Items]:
+        inputs = batch.inputs["one"].clone().requires_grad_()
+        return {"one": Items(torch.utils.checkpoint.checkpoint(lambda x: x * weight, inputs, use_reentrant=True))}
+
+    batch = Batch({"one": torch.randn(3, 4)}, {"one": Items(ids=torch.arange(3))}, Ragged.empty(3), torch.arange(3))
+    with pytest.raises(ValueError, match="Set use_reentrant=False"):
+        encode_in_chunks(encode, batch, 2, torch.device("cpu"))
