@@ -5,8 +5,8 @@ backward brings the gradients of the vectors, each chunk is encoded once more, w
 the same autocast, and its gradients are added up. What it costs is one more forward pass.
 
 One node of the graph stands for all chunks, so that a weight's gradient arrives once and whole, as DDP and gradient
-scalers want it. A checkpoint of each chunk (`torch.utils.checkpoint`) would keep a graph of small nodes per chunk, between
-which the memory of a CPU is cut to pieces: 2,048 texts of 16 tokens held 1.7 times what 32 hold.
+scalers want it. A checkpoint of each chunk (`torch.utils.checkpoint`) would keep a graph of small nodes per chunk,
+between which the memory of a CPU is cut to pieces: 2,048 texts of 16 tokens held 1.7 times what 32 hold.
 """
 
 from __future__ import annotations
