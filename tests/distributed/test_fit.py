@@ -114,7 +114,8 @@ def test_two_processes_fit_like_one(fits: Any, name: str) -> None:
         assert found["measures"] == pytest.approx(alone[name]["measures"], abs=1e-6)
         torch.testing.assert_close(found["embedded"], alone[name]["embedded"], rtol=1e-2, atol=2e-3)
         assert found["refreshes"] == alone[name]["refreshes"]
-        assert found["encoded"] * 2 == pytest.approx(alone[name]["encoded"], rel=0.1)  # half the work each
+        # half the work each; gradient caching gives the first chunk of every process and side a graph twice
+        assert found["encoded"] * 2 == pytest.approx(alone[name]["encoded"], rel=0.3)
     one, two = logs(root / "alone" / name), logs(root / "together" / name)
     assert set(one) == set(two)
     for key, value in one.items():
