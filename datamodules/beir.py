@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -18,16 +19,26 @@ HEADER = {"query-id", "corpus-id", "score"}
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
-def read_corpus(folder: Path, title: bool = True) -> Texts:
+def read_corpus(folder: Path, title: bool = True, max_documents: int | None = None) -> Texts:
     """Read the documents; id = line, text = title and text joined by one space as BEIR does, or the text alone.
+
+    Args:
+        folder: of the corpus file.
+        title: whether the title counts.
+        max_documents: keep so many: every document that some split judges, and a fixed random fill. Ids then count the
+            kept lines. None keeps all.
 
     Raises:
         FileNotFoundError: there is no corpus file.
-        ValueError: a line that is no record, a duplicate id, a document without text; file and line are named.
+        ValueError: a line that is no record, a duplicate id, a document without text (file and line are named), or
+            more judged documents than ``max_documents``.
     """
+    kept = None if max_documents is None else _kept(folder, max_documents)
 
     def documents() -> Iterator[tuple[Place, str, str]]:
         for place, fields in read_records(_find(folder, "corpus")):
+            if kept is not None and id_field(place, fields, "_id") not in kept:
+                continue
             text = text_field(place, fields, "text")
             if title and "title" in fields:
                 text = f"{text_field(place, fields, 'title')} {text}".strip()
@@ -96,6 +107,23 @@ def open_folder(folder: str | os.PathLike[str]) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"data folder {path} does not exist. {LAYOUT}; set data.init_args.folder to one.")
     return path
+
+
+def _kept(folder: Path, max_documents: int) -> set[str]:
+    """Names of the judged documents of all splits, filled up by those whose hashed names are smallest.
+
+    By the hash and not by a generator: the same fill whatever the order of the lines.
+    """
+    judged = {row["corpus-id"] for file in (folder / "qrels").glob("*.tsv") for _, row in read_records(file)}
+    names = {id_field(place, fields, "_id") for place, fields in read_records(_find(folder, "corpus"))}
+    judged &= names
+    if len(judged) > max_documents:
+        raise ValueError(
+            f"max_documents={max_documents}: the splits of {folder} judge {len(judged)} documents, and all of them "
+            f"must stay. Set data.init_args.max_documents to at least {len(judged)}."
+        )
+    rest = sorted(names - judged, key=lambda name: (blake2b(name.encode(), digest_size=8).digest(), name))
+    return judged | set(rest[: max_documents - len(judged)])
 
 
 def _find(folder: Path, stem: str) -> Path:

@@ -345,3 +345,27 @@ def test_one_process_needs_no_option(sample_folder: Path, tmp_path: Path) -> Non
     data = ready(sample_folder)
     data.trainer = trainer(tmp_path, use_distributed_sampler=True)
     assert data.train_dataloader().batch_sampler is data.batches
+
+
+def test_a_limited_corpus_keeps_the_judged_and_a_fixed_fill(
+    sample_folder: Path, edit_lines: Callable[..., None]
+) -> None:
+    """Eleven of twelve documents are judged; thirty strangers make a choice."""
+    strangers = [json.dumps({"_id": f"s{i}", "text": f"stranger {i}"}) for i in range(30)]
+    edit_lines(sample_folder / "corpus.jsonl", lambda lines: [*lines, *strangers])
+
+    def kept(size: int | None) -> set[str]:
+        data = RetrievalData(str(sample_folder), max_documents=size)
+        data.setup("fit")
+        return set(data.names("document"))
+
+    judged = {f"d{i}" for i in range(12)} - {"d10"}
+    ten, twenty = kept(21), kept(31)
+    assert judged < ten < twenty < kept(None)
+    assert (len(ten), len(twenty)) == (21, 31)
+    edit_lines(sample_folder / "corpus.jsonl", lambda lines: lines[::-1])
+    assert kept(21) == ten  # whatever the order of the lines
+    with pytest.raises(ValueError, match=r"judge 11 documents.*max_documents to at least 11"):
+        kept(10)
+    with pytest.raises(ValueError, match="max_documents=0"):
+        RetrievalData(str(sample_folder), max_documents=0)
