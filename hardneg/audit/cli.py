@@ -7,6 +7,11 @@
 With --folder, the false-negative rate is estimated: a random tenth of the known positives is hidden, the table is mined
 again in the same way, and what comes back as a negative is counted. --checkpoint scores the table with another model
 (how stale is it?), --guide with a judge.
+
+Triplets, n-tuples and other trainers' files (csv, tsv, jsonl, parquet) bring their texts with them; --model scores
+them, and --mined-with says how they were mined, if you know:
+  hardneg audit triplets.csv --model sentence-transformers/all-MiniLM-L6-v2
+  hardneg audit minedHN.jsonl --model BAAI/bge-small-en-v1.5 --mined-with '{"first_rank": 11, "num_negatives": 15}'
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ from typing import Any
 
 import torch
 
-from hardneg.audit.measure import audit, hide, interval, staleness
+from hardneg.audit.foreign import Columns, is_ours, read_foreign, scored_by
+from hardneg.audit.measure import audit, came_back, hide, opinion
 from hardneg.audit.page import as_html, as_text, hardest
 from hardneg.mining import EmbeddingCache
 from hardneg.mining.cli import (
@@ -35,7 +41,7 @@ from hardneg.mining.cli import (
     add_arguments as add_mining_arguments,
 )
 from miners.offline import Dense, Lexical, MinedNegatives, mine
-from miners.ragged import Ragged
+from miners.store import Store
 
 HIDDEN_SHARE = 0.1
 
@@ -43,11 +49,16 @@ HIDDEN_SHARE = 0.1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hardneg audit``."""
     add = parser.add_argument
-    add("table", type=Path, help="Parquet file of `hardneg mine` or `miners.mine`")
+    add("table", type=Path, help="Parquet file of `hardneg mine` or `miners.mine`, or a file with texts of its own")
     add("--folder", help="BEIR folder it was mined from: for texts, and for the false-negative rate")
     add("--split", default="train", help="judgements it was mined with")
     add("--checkpoint", help="text model that scores the table again: how stale is it?")
     add("--guide", help="text model that judges the negatives")
+    add("--model", help="text model that scores a file which brings its own texts")
+    add("--mined-with", type=json.loads, help="options of `hardneg mine` by which such a file was mined, as JSON")
+    add("--anchor", help="column of the anchor in such a file; 'anchor' if left out")
+    add("--positive", help="column of its positive; 'positive' if left out")
+    add("--negatives", nargs="+", help="columns of its negatives; negative, negatives, negative_1, ... if left out")
     add("--cache", type=Path, default=Path(".hardneg_cache"), help="folder where encoded vectors are kept")
     add("--device", default="auto", help="where to encode and search")
     add("--seed", type=int, default=0, help="which positives are hidden")
@@ -64,23 +75,25 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         FileNotFoundError, ValueError: each text stands alone.
     """
-    mined = MinedNegatives.load(args.table)
-    inputs = read_beir(args.folder, args.split) if args.folder else None
+    cache = EmbeddingCache(args.cache)
+    mined, inputs = read(args, cache)
     queries: dict[str, str] | None = None
     corpus: dict[str, str] | None = None
+    content: dict[str, int] | None = None
     if inputs is not None:
+        assert inputs.document_names is not None  # a folder and a file have texts
+        assert inputs.content is not None
         queries, corpus = inputs.queries_by_name(), inputs.documents_by_name()
-        check_names(mined, queries or {}, corpus or {}, args)
-    elif args.max_false_negative_rate is not None or args.checkpoint or args.guide:
-        raise ValueError("--max-false-negative-rate, --checkpoint and --guide need the texts: give --folder.")
-    report = audit(mined, corpus)
+        content = dict(zip(inputs.document_names, inputs.content.tolist(), strict=True))
+    report = audit(mined, content)
     if inputs is not None:
-        cache = EmbeddingCache(args.cache)
-        if not args.no_false_negatives:
-            report["false_negatives"] = false_negatives(mined, inputs, cache, args)
+        if arguments := mining_arguments(mined, args):
+            report["false_negatives"] = false_negatives(mined, inputs, cache, arguments, args)
         for name, model in (("staleness", args.checkpoint), ("guide", args.guide)):
             if model:
-                report[name] = {"model": model} | rescored(mined, inputs, cache, model, args.device)
+                report[name] = {"model": model} | asked(mined, inputs, cache, model, args.device)
+    if corpus:
+        report["use"]["most_used"] = [[name, count, corpus[name]] for name, count in report["use"]["most_used"]]
     print(as_text(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -101,8 +114,42 @@ def run(args: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
+def read(args: argparse.Namespace, cache: EmbeddingCache) -> tuple[MinedNegatives, Inputs | None]:
+    """The table, and what it was mined from where that is known."""
+    columns = Columns(args.anchor, args.positive, args.negatives)
+    if is_ours(args.table):
+        if args.model or args.mined_with is not None or any(columns):
+            raise ValueError(
+                f"{args.table} says itself how it was mined; --model, --mined-with, --anchor, --positive and "
+                "--negatives are for files that do not. A later model is its --checkpoint."
+            )
+        mined = MinedNegatives.load(args.table)
+        if args.folder:
+            inputs = read_beir(args.folder, args.split)
+            check_names(mined, inputs.queries_by_name() or {}, inputs.documents_by_name() or {}, args)
+            return mined, inputs
+        if args.max_false_negative_rate is not None or args.checkpoint or args.guide:
+            raise ValueError("--max-false-negative-rate, --checkpoint and --guide need the texts: give --folder.")
+        return mined, None
+    if args.folder:
+        raise ValueError(
+            f"{args.table} brings its own texts; leave --folder out. (It was not mined by `hardneg mine`.)"
+        )
+    if args.max_false_negative_rate is not None and args.mined_with is None:
+        raise ValueError(
+            "--max-false-negative-rate mines again, and this file does not say how it was mined: give --model and "
+            "--mined-with, options of `hardneg mine` as JSON ({} = the nearest documents)."
+        )
+    if args.mined_with is not None and not args.model:
+        raise ValueError("--mined-with needs --model: the text model that the file was mined with.")
+    mined, inputs = read_foreign(args.table, columns)
+    if args.model:
+        mined = scored_by(mined, inputs, *vectors(inputs, cache, args.model, args.device))
+    return mined, inputs
+
+
 def check_names(
-    mined: MinedNegatives, queries: dict[Any, str], corpus: dict[Any, str], args: argparse.Namespace
+    mined: MinedNegatives, queries: dict[str, str], corpus: dict[str, str], args: argparse.Namespace
 ) -> None:
     """Refuse a table that was mined from other data."""
     unknown = [one for one in mined.queries["query_id"].to_pylist() if one not in queries]
@@ -114,22 +161,46 @@ def check_names(
         )
 
 
-def false_negatives(
-    mined: MinedNegatives, inputs: Inputs, cache: EmbeddingCache, args: argparse.Namespace
-) -> dict[str, Any]:
-    """Hide a tenth of the positives, mine again in the same way, count what comes back as a negative."""
+def mining_arguments(mined: MinedNegatives, args: argparse.Namespace) -> dict[str, Any] | None:
+    """The options of `hardneg mine` that make the table again; None where nobody asked for that.
+
+    Raises:
+        ValueError: the table does not say how it was mined, or ``--mined-with`` names what is no option.
+    """
+    if args.no_false_negatives:
+        return None
+    if args.mined_with is not None:
+        known = {"num_negatives": mined.metadata["settings"]["num_negatives"], "model": args.model}
+        return known | args.mined_with
+    if "search_depth" not in mined.metadata["settings"]:  # a file that does not say how it was mined
+        return None
     arguments = mined.metadata["inputs"]["model"].get("arguments")
     if arguments is None:
         raise ValueError(
             f"{args.table} was not mined by `hardneg mine`: it cannot be mined again. Use --no-false-negatives."
         )
+    return arguments | {"search_depth": mined.metadata["settings"]["search_depth"]}
+
+
+def false_negatives(
+    mined: MinedNegatives,
+    inputs: Inputs,
+    cache: EmbeddingCache,
+    arguments: dict[str, Any],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """Hide a tenth of the positives, mine again in the same way, count what comes back as a negative."""
     parser = argparse.ArgumentParser()
     add_mining_arguments(parser)
     with tempfile.TemporaryDirectory() as folder:
         again = parser.parse_args(["--out", f"{folder}/again.parquet"])
+        if unknown := sorted(arguments.keys() - vars(again).keys()):
+            raise ValueError(
+                f"--mined-with: `hardneg mine` has no option {unknown[0]!r}; they are {sorted(vars(again))}."
+            )
         vars(again).update(arguments | {"device": args.device})
         encoder = make_encoder(again)
-        assert inputs.content is not None  # a BEIR folder has texts
+        assert inputs.content is not None
         left, query, document = hide(inputs.known, inputs.content, HIDDEN_SHARE, args.seed)
         queries, corpus = encode(inputs, encoder, cache, again)
         sources: list[Any] = [Dense(again.index, again.num_negatives - again.bm25, device=args.device)]
@@ -140,7 +211,7 @@ def false_negatives(
             corpus,
             left,
             num_negatives=again.num_negatives,
-            search_depth=mined.metadata["settings"]["search_depth"],
+            search_depth=again.search_depth,
             filters=make_filters(again, inputs, cache),
             sampling=make_sampling(again),
             sources=sources,
@@ -148,29 +219,26 @@ def false_negatives(
             too_few=again.too_few,
             seed=again.seed,
         )
-    names = set(zip(table.table["query_id"].to_pylist(), table.table["doc_id"].to_pylist(), strict=True))
+    assert inputs.query_names is not None
+    assert inputs.document_names is not None
     pairs = zip(query.tolist(), document.tolist(), strict=True)
-    passed = sum((inputs.query_names[one], inputs.document_names[other]) in names for one, other in pairs)  # type: ignore[index]
-    low, high = interval(passed, len(query))
-    return {
-        "hidden": len(query),
-        "passed": passed,
-        "rate": passed / len(query) if len(query) else None,
-        "low": low,
-        "high": high,
-        "seed": args.seed,
-    }
+    hidden = [(inputs.query_names[one], inputs.document_names[other]) for one, other in pairs]
+    return came_back(table, hidden, args.seed)
 
 
-def rescored(mined: MinedNegatives, inputs: Inputs, cache: EmbeddingCache, model: str, device: str) -> dict[str, Any]:
-    """Score the table with another text model."""
+def vectors(inputs: Inputs, cache: EmbeddingCache, model: str, device: str) -> tuple[Store, Store]:
+    """Both sides as a text model sees them."""
     encoder = text_encoder(model, device)
-    queries = cache.encode(encoder, inputs.queries, "query").vectors
-    corpus = cache.encode(encoder, inputs.corpus, "document").vectors
+    return cache.encode(encoder, inputs.queries, "query"), cache.encode(encoder, inputs.corpus, "document")
+
+
+def asked(mined: MinedNegatives, inputs: Inputs, cache: EmbeddingCache, model: str, device: str) -> dict[str, Any]:
+    """What another text model says of the negatives."""
+    queries, corpus = vectors(inputs, cache, model, device)
     valid = mined.table.filter(mined.table["doc_id"].is_valid())
     place = {name: row for row, name in enumerate(inputs.query_names or ())}
     spot = {name: row for row, name in enumerate(inputs.document_names or ())}
     query = torch.tensor([place[name] for name in valid["query_id"].to_pylist()], dtype=torch.long)
     document = torch.tensor([spot[name] for name in valid["doc_id"].to_pylist()], dtype=torch.long)
-    known: Ragged = inputs.known
-    return staleness(mined, queries, corpus, (query, document, known))
+    old = None if valid["score"].null_count else torch.tensor(valid["score"].to_numpy())
+    return opinion(queries.vectors, corpus.vectors, (query, document), inputs.known, old)

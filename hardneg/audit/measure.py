@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from miners.index.torch_index import pair_scores
 from miners.offline import MinedNegatives
 from miners.ragged import Ragged
 
@@ -19,37 +20,37 @@ BANDS = (
     ("more than 20 % below", np.inf),
 )
 MOST_USED = 10
+PAIRS_AT_ONCE = 1 << 16  # pairs whose vectors are gathered together: at 1,024 dims 256 MB
 
 
-def audit(mined: MinedNegatives, texts: Mapping[Any, str] | None = None) -> dict[str, Any]:
+def audit(mined: MinedNegatives, content: Mapping[Any, int] | None = None) -> dict[str, Any]:
     """Measure what the table itself tells.
 
     Args:
         mined: the table.
-        texts: documents by id; None leaves the search for equal texts out.
+        content: hash of each document by id, such as `datamodules.texts.content_hash` of its text: equal = the same
+            thing. None leaves the search for equal contents out.
 
     Returns:
         Plain values for JSON: ``negatives``, ``queries``, ``without_negatives``, ``hardness`` (share of negatives by
-        how far they score below their query's lowest positive), ``quantiles`` of scores, ``known_positives`` and
-        ``equal_texts`` (negatives that are a positive by id, or by text), ``use`` (how often documents serve).
+        how far they score below their query's lowest positive; None for a table without scores), ``quantiles`` of
+        scores, ``known_positives`` and ``equal_contents`` (negatives that are a positive by id, or by content),
+        ``use`` (how often documents serve).
     """
-    from datamodules.texts import content_hash
-
-    table = mined.table.filter(mined.table["doc_id"].is_valid())
-    score = table["score"].to_numpy()
-    positive = table["positive_score"].to_numpy()
-    below = (positive - score) / np.maximum(np.abs(positive), 1e-12)  # share of the positive's score
-    bounds = np.array([bound for _, bound in BANDS])
-    band = np.searchsorted(bounds, below, side="left")
-    owner = mined.query_of[mined.table["doc_id"].is_valid().to_numpy()]
+    valid = mined.table["doc_id"].is_valid()
+    table = mined.table.filter(valid)
+    score, positive = table["score"].to_numpy(), table["positive_score"].to_numpy()
+    scored = ~np.isnan(score + positive)
+    owner = mined.query_of[valid.to_numpy()]
     of_positive, positive_scores, positive_ids = mined.positives
     pairs = set(zip(of_positive.tolist(), positive_ids.to_pylist(), strict=True))
     documents = table["doc_id"].to_pylist()
-    equal_texts = None
-    if texts is not None:
-        hashes = {one: content_hash(texts[one]) for one in {*documents, *positive_ids.to_pylist()}}
-        same = {(query, hashes[one]) for query, one in pairs}
-        equal_texts = sum((query, hashes[one]) in same for query, one in zip(owner.tolist(), documents, strict=True))
+    equal_contents = None
+    if content is not None:
+        same = {(query, content[one]) for query, one in pairs}
+        equal_contents = sum(
+            (query, content[one]) in same for query, one in zip(owner.tolist(), documents, strict=True)
+        )
     names, uses = np.unique(np.array(documents, dtype=object).astype(str), return_counts=True)
     order = np.argsort(-uses, kind="stable")
     found = mined.queries["found"].to_numpy()
@@ -57,12 +58,13 @@ def audit(mined: MinedNegatives, texts: Mapping[Any, str] | None = None) -> dict
         "negatives": len(score),
         "queries": len(found),
         "without_negatives": int((found == 0).sum()),
-        "hardness": {
-            name: float(np.mean(band == number)) if len(band) else 0.0 for number, (name, _) in enumerate(BANDS)
+        "hardness": hardness(score[scored], positive[scored]) if scored.any() or not len(score) else None,
+        "quantiles": {
+            "positives": quantiles(positive_scores[~np.isnan(positive_scores)]),
+            "negatives": quantiles(score[scored]),
         },
-        "quantiles": {"positives": quantiles(positive_scores), "negatives": quantiles(score)},
         "known_positives": sum((query, one) in pairs for query, one in zip(owner.tolist(), documents, strict=True)),
-        "equal_texts": equal_texts,
+        "equal_contents": equal_contents,
         "dropped": mined.dropped(),
         "use": {
             "documents": len(names),
@@ -73,34 +75,75 @@ def audit(mined: MinedNegatives, texts: Mapping[Any, str] | None = None) -> dict
     }
 
 
-def staleness(
-    mined: MinedNegatives, queries: Tensor, corpus: Tensor, rows: tuple[Tensor, Tensor, Ragged]
-) -> dict[str, Any]:
-    """Score the table again with another model: a later checkpoint, or a guide.
+def hardness(score: np.ndarray, positive: np.ndarray) -> dict[str, float]:
+    """Share of negatives in each band of `BANDS`, by how far they score below their positive; 0 for no negatives.
 
     Args:
-        mined: the table; empty slots left out by the caller's rows.
-        queries: (Q, d) the other model's vectors.
+        score: (N,) of the negatives.
+        positive: (N,) of the positive of the same query; "5 % below" is 5 % of its absolute value.
+    """
+    below = (positive - score) / np.maximum(np.abs(positive), 1e-12)
+    band = np.searchsorted([bound for _, bound in BANDS], below, side="left")
+    return {name: float(np.mean(band == number)) if len(band) else 0.0 for number, (name, _) in enumerate(BANDS)}
+
+
+def opinion(
+    queries: Tensor, corpus: Tensor, pairs: tuple[Tensor, Tensor], known: Ragged, old: Tensor | None = None
+) -> dict[str, Any]:
+    """Ask another model about negatives: a later checkpoint (how stale are they?), or a guide.
+
+    Args:
+        queries: (Q, d) the model's vectors.
         corpus: (M, d) likewise.
-        rows: query (N,) and document (N,) of every negative, and the positives (Q lists) as rows of the two.
+        pairs: query (N,) and document (N,) of every negative, as rows of the two.
+        known: positives of the Q queries, as rows of ``corpus``.
+        old: (N,) the scores that the negatives were chosen by; None if there are none.
 
     Returns:
-        ``beats_the_positive``: share that now scores above the query's lowest positive. ``correlation`` of the old and
-        the new score. ``still_hard``: share within 20 % of the positive.
+        ``hardness`` in this model's scores, against the query's lowest positive. ``beats_the_positive``: share that
+        scores above it. ``still_hard``: share within 20 % of it. ``correlation`` with the old scores (None without).
     """
     from miners.offline.candidates import known_products, reduce_lists
     from miners.store import Store
 
-    query, document, known = rows
-    new = torch.linalg.vecdot(queries[query].double(), corpus[document].double())
+    query, document = pairs
     lowest = reduce_lists(known, known_products(queries, Store(corpus), known), "lowest")[query].double()
-    old = torch.tensor(mined.table["score"].drop_null().to_numpy().copy()).double()
-    stacked = torch.stack([old, new])
+    new = pair_products(queries, corpus, query, document).double()
+    told = old is not None and len(new) > 1
     return {
-        "beats_the_positive": float((new > lowest).double().mean()),
-        "still_hard": float((new > lowest - 0.2 * lowest.abs()).double().mean()),
-        "correlation": float(torch.corrcoef(stacked)[0, 1]) if len(new) > 1 else float("nan"),
+        "hardness": hardness(new.numpy(), lowest.numpy()),
+        "beats_the_positive": float((new > lowest).double().mean()) if len(new) else 0.0,
+        "still_hard": float((new > lowest - 0.2 * lowest.abs()).double().mean()) if len(new) else 0.0,
+        "correlation": float(torch.corrcoef(torch.stack([old.double(), new]))[0, 1]) if told else None,  # type: ignore[union-attr]
     }
+
+
+def pair_products(queries: Tensor, corpus: Tensor, query: Tensor, document: Tensor) -> Tensor:
+    """Score N pairs of rows: (N,) float64 products rounded to float32."""
+    parts = [
+        pair_scores(queries[one].float(), corpus, other[:, None])[:, 0]
+        for one, other in zip(query.split(PAIRS_AT_ONCE), document.split(PAIRS_AT_ONCE), strict=True)
+    ]
+    return torch.cat(parts).cpu() if parts else torch.empty(0)
+
+
+def came_back(mined: MinedNegatives, hidden: Sequence[tuple[Any, Any]], seed: int) -> dict[str, Any]:
+    """The false-negative rate: how many hidden positives does a table, mined without them, hold as negatives?
+
+    Args:
+        mined: mined with the positives that `hide` left.
+        hidden: query id and document id of the positives that it took away.
+        seed: of the draw, for the record.
+
+    Returns:
+        ``hidden``, ``passed``, ``rate`` (None if nothing could be hidden), and its exact 95 % interval ``low`` to
+        ``high``.
+    """
+    pairs = set(zip(mined.table["query_id"].to_pylist(), mined.table["doc_id"].to_pylist(), strict=True))
+    passed, total = sum(pair in pairs for pair in hidden), len(hidden)
+    low, high = interval(passed, total)
+    rate = passed / total if total else None
+    return {"hidden": total, "passed": passed, "rate": rate, "low": low, "high": high, "seed": seed}
 
 
 def hide(known: Ragged, content: Tensor, share: float, seed: int) -> tuple[Ragged, Tensor, Tensor]:

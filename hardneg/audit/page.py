@@ -8,9 +8,12 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from miners.offline import MinedNegatives
 
 EXAMPLES = 20
+SHORT = 120  # characters of a text in a table
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse}
@@ -28,11 +31,13 @@ def as_text(report: Mapping[str, Any]) -> str:
     use = report["use"]
     lines = [
         f"{report['negatives']:,} negatives, {report['queries']:,} queries; {report['without_negatives']:,} have none",
-        *(f"  {name:<22}{share:7.1%}" for name, share in report["hardness"].items()),
+        *(f"  {name:<22}{share:7.1%}" for name, share in (report["hardness"] or {}).items()),
         f"known positives among the negatives: {report['known_positives']}",
     ]
-    if report["equal_texts"] is not None:
-        lines.append(f"negatives with a positive's text: {report['equal_texts']}")
+    if report["hardness"] is None:
+        lines.insert(1, "  how hard they are is not known: the file has no scores; --model makes them")
+    if report["equal_contents"] is not None:
+        lines.append(f"negatives with a positive's content: {report['equal_contents']}")
     lines.append(
         f"{use['documents']:,} documents serve; the most used one {use['most']} times; the most used hundredth gives "
         f"{use['share_of_most_used_percent']:.1%}"
@@ -41,9 +46,10 @@ def as_text(report: Mapping[str, Any]) -> str:
         lines.append(rate_text(rate))
     for name in ("staleness", "guide"):
         if (seen := report.get(name)) is not None:
-            lines.append(  # noqa: PERF401
+            told = "" if seen["correlation"] is None else f", correlation with the table {seen['correlation']:.3f}"
+            lines.append(
                 f"{name} ({seen['model']}): {seen['beats_the_positive']:.1%} of the negatives beat the positive, "
-                f"{seen['still_hard']:.1%} are within 20 % of it, correlation with the table {seen['correlation']:.3f}"
+                f"{seen['still_hard']:.1%} are within 20 % of it{told}"
             )
     return "\n".join(lines)
 
@@ -63,11 +69,11 @@ def as_html(report: Mapping[str, Any], mined: MinedNegatives, examples: Sequence
     hardness = "".join(
         f"<tr><td>{html.escape(name)}</td><td class=n>{share:.1%}</td>"
         f"<td><span class=bar style='width:{share * 20:.2f}rem'></span></td></tr>"
-        for name, share in report["hardness"].items()
+        for name, share in (report["hardness"] or {}).items()
     )
     used = "".join(
-        f"<tr><td>{html.escape(str(name))}</td><td class=n>{count}</td></tr>"
-        for name, count in report["use"]["most_used"]
+        f"<tr><td>{html.escape(str(name))}</td><td class=n>{count}</td><td>{html.escape(shortened(*text))}</td></tr>"
+        for name, count, *text in report["use"]["most_used"]
     )
     dropped = "".join(
         f"<tr><td>{html.escape(rule)}</td><td class=n>{count:,}</td></tr>" for rule, count in report["dropped"].items()
@@ -87,20 +93,28 @@ def as_html(report: Mapping[str, Any], mined: MinedNegatives, examples: Sequence
 """
 
 
+def shortened(text: str = "") -> str:
+    """The beginning of a text."""
+    return text if len(text) <= SHORT else text[: SHORT - 1] + "…"
+
+
 def card(example: Mapping[str, Any]) -> str:
-    """One query with its positive and a negative."""
-    warn = " class=w" if example["score"] > example["positive_score"] else ""
+    """One query with its positive and a negative; a file may have no scores."""
+    score, positive = example["score"], example["positive_score"]
+    known = score is not None and positive is not None
+    warn = " class=w" if known and score > positive else ""
+    near, far = (f"{positive:.4f}", f"{score:.4f}, ") if known else ("", "")
     return (
         f"<div class=card><b>{html.escape(str(example['query']))}</b>"
-        f"<div class=p>{html.escape(str(example['positive']))} <small>{example['positive_score']:.4f}</small></div>"
-        f"<div class=m>{html.escape(str(example['negative']))} <small{warn}>{example['score']:.4f}, "
+        f"<div class=p>{html.escape(str(example['positive']))} <small>{near}</small></div>"
+        f"<div class=m>{html.escape(str(example['negative']))} <small{warn}>{far}"
         f"rank {example['rank']}, {html.escape(str(example['source']))}</small></div></div>"
     )
 
 
 def picture(mined: MinedNegatives) -> str:
-    """The spread of scores as an inline picture; nothing for an empty table."""
-    if not len(mined):
+    """The spread of scores as an inline picture; nothing for a table without scores."""
+    if not len(mined) or mined.table["score"].null_count == len(mined) or np.isnan(mined.positives[1]).any():
         return ""
     file = io.BytesIO()
     mined.plot().savefig(file, format="png", dpi=120)
@@ -112,8 +126,6 @@ def hardest(
     mined: MinedNegatives, queries: Mapping[Any, str] | None, corpus: Mapping[Any, str] | None
 ) -> list[dict[str, Any]]:
     """The negatives nearest to (or above) their positive, at most one for each query."""
-    import numpy as np
-
     valid = mined.table["doc_id"].is_valid()
     table = mined.table.filter(valid)
     gap = table["positive_score"].to_numpy() - table["score"].to_numpy()
@@ -124,7 +136,8 @@ def hardest(
     rows = table.take(chosen).to_pylist()
     for row, query in zip(rows, owner[chosen].tolist(), strict=True):
         known = mined.queries.slice(query, 1).to_pylist()[0]
-        lowest = known["positive_ids"][int(np.argmin(known["positive_scores"]))]
+        scores = np.array(known["positive_scores"], dtype=float)
+        lowest = known["positive_ids"][0 if np.isnan(scores).all() else int(np.nanargmin(scores))]
         row["query"] = queries[row["query_id"]] if queries else row["query_id"]
         row["positive"] = corpus[lowest] if corpus else lowest
         row["negative"] = corpus[row["doc_id"]] if corpus else row["doc_id"]

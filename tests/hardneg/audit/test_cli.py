@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from datamodules.texts import content_hash
 from hardneg.audit.cli import add_arguments, run
 from hardneg.audit.measure import audit, hide, interval
+from hardneg.encoders import TextEncoder
 from hardneg.mining.cli import add_arguments as add_mining_arguments
+from hardneg.mining.cli import read_beir
 from hardneg.mining.cli import run as run_mining
-from miners.offline import MaxScore, mine
+from miners.offline import MaxScore, MinedNegatives, mine
 from miners.ragged import Ragged
 
 HOSTILE = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa <script>alert(1)</script> & <img src=x onerror=alert(2)>"
@@ -59,9 +62,10 @@ def mined_from(folder: Path, *more: object) -> Path:
 def test_what_the_table_tells() -> None:
     # scores: 0.5 (60 degrees) is the positive; 40 beats it, 61 is 3 % below, 65 is 15 % below, 80 is 65 % below
     mined = mine(directions(0), directions(60, 40, 61, 65, 80), [[0]], num_negatives=4)
-    report = audit(mined, {0: "same", 1: "other", 2: "Same ", 3: "third", 4: "fourth"})
+    texts = ["same", "other", "Same ", "third", "fourth"]
+    report = audit(mined, {row: content_hash(text) for row, text in enumerate(texts)})
     assert list(report["hardness"].values()) == [0.25, 0.25, 0.25, 0.25]
-    assert (report["negatives"], report["known_positives"], report["equal_texts"]) == (4, 0, 1)
+    assert (report["negatives"], report["known_positives"], report["equal_contents"]) == (4, 0, 1)
     assert report["use"]["documents"] == 4
     assert report["use"]["most"] == 1
     nothing = audit(mine(directions(0), directions(60, 40), [[0]], num_negatives=1, filters=[MaxScore(-1)]))
@@ -96,6 +100,44 @@ def test_hidden_positives_that_come_back_are_counted_and_fail_a_pipeline(folder,
     assert "FAILED: the false-negative rate 1.000 is above 0.5" in capsys.readouterr().out
     guarded = mined_from(folder, "--max-score", -0.99)
     assert hardneg_audit(guarded, *common[1:], "--max-false-negative-rate", 0.5) == 0
+
+
+def test_staleness_is_what_the_other_checkpoint_says(tmp_path: Path, sample_folder: Path, tiny_model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    out, report, cache = tmp_path / "mined.parquet", tmp_path / "a.json", tmp_path / "cache"
+    parser = argparse.ArgumentParser()
+    add_mining_arguments(parser)
+    run_mining(parser.parse_args([str(sample_folder), "--model", str(tiny_model), "--out", str(out), "--no-cache"]))
+    common = (out, "--folder", sample_folder, "--cache", cache, "--json", report, "--no-false-negatives")
+    assert hardneg_audit(*common, "--checkpoint", tiny_model) == 0
+    fresh = json.loads(report.read_text())
+    assert fresh["staleness"]["correlation"] == pytest.approx(1)
+    assert fresh["staleness"]["hardness"] == fresh["hardness"]
+
+    (weights,) = tiny_model.rglob("*.safetensors")  # a later checkpoint: the same folder, other weights
+    tensors = load_file(weights)
+    draw = torch.Generator().manual_seed(1)
+    save_file({name: torch.randn(tensor.shape, generator=draw) for name, tensor in tensors.items()}, weights)
+    assert hardneg_audit(*common, "--checkpoint", tiny_model) == 0
+    stale = json.loads(report.read_text())["staleness"]
+    encoder, mined = TextEncoder(str(tiny_model)), MinedNegatives.load(out)
+    data = read_beir(str(sample_folder), "train")
+    texts = data.queries_by_name() | data.documents_by_name()
+    unit = {
+        name: torch.nn.functional.normalize(encoder.embed([text], "query"), dim=1)[0] for name, text in texts.items()
+    }
+    lowest = {
+        row["query_id"]: min(float(unit[row["query_id"]] @ unit[one]) for one in row["positive_ids"])
+        for row in mined.queries.to_pylist()
+    }
+    pairs = [(row["query_id"], row["doc_id"], row["score"]) for row in mined.table.to_pylist()]
+    new = [float(unit[query] @ unit[document]) for query, document, _ in pairs]
+    beats = [score > lowest[query] for score, (query, *_) in zip(new, pairs, strict=True)]
+    assert stale["beats_the_positive"] == pytest.approx(sum(beats) / len(pairs))
+    expected = torch.corrcoef(torch.tensor([new, [old for *_, old in pairs]], dtype=torch.float64))[0, 1]
+    assert stale["correlation"] == pytest.approx(float(expected), abs=1e-5)
+    assert stale["correlation"] < 0.9
 
 
 def test_hostile_text_is_escaped_on_the_page(folder) -> None:
