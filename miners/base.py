@@ -196,7 +196,13 @@ class BatchMiner(Sampler[list[int]], ABC):
         return whole + (not self.drop_last and rest >= process_count())
 
     def __iter__(self) -> Iterator[list[int]]:
-        rank, processes, size = process_rank(), process_count(), self._global_batch_size()
+        rank, processes = process_rank(), process_count()
+        for rows in self.global_batches():
+            yield torch.tensor_split(rows, processes)[rank].tolist()
+
+    def global_batches(self) -> Iterator[Tensor]:
+        """The rows (n,) of each step, over all processes: what ``iter`` gives each process its share of."""
+        processes, size = process_count(), self._global_batch_size()
         if not self._resuming or self._sequence is None:
             self._sequence, self._trained = self.arrange(torch.arange(len(self._attached())), self.epoch), 0
         self._resuming, self._handed = False, self._trained * size
@@ -204,7 +210,7 @@ class BatchMiner(Sampler[list[int]], ABC):
         while len(self._sequence) - self._handed >= (size if self.drop_last else processes):
             now = self._sequence[self._handed : self._handed + size]
             self._handed += size
-            yield torch.tensor_split(now, processes)[rank].tolist()
+            yield now
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the very next batch: the order too, since embeddings have moved on."""

@@ -160,9 +160,9 @@ class NGAME(BatchMiner):
         else:
             if self._store is None:
                 raise RuntimeError(
-                    f"NGAME has no embeddings to cluster at epoch {epoch}. Add the callback "
-                    "hardneg.callbacks.RefreshNegatives (it hands them over before the epoch), call refresh(stores) "
-                    "yourself, or set embeddings='buffer'."
+                    f"NGAME has no embeddings to cluster at epoch {epoch}. Add the callback RefreshNegatives of "
+                    "hardneg.callbacks (or of hardneg.interop.sentence_transformers, in its trainer), which hands them "
+                    "over before the epoch, call refresh(stores) yourself, or set embeddings='buffer'."
                 )
             rows, vectors = torch.arange(len(table)), self._store.rows(table.anchors)
         if len(rows) < 2:
