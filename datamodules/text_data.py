@@ -292,7 +292,7 @@ class _Itself(Dataset[Row]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, row: Row) -> Row:  # type: ignore[override]
+    def __getitem__(self, row: Row) -> Row:
         return row
 
 

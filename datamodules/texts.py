@@ -91,7 +91,7 @@ class Vocabulary(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
-    def __getitem__(self, at):  # type: ignore[no-untyped-def]
+    def __getitem__(self, at):
         return self._names[at]
 
 
@@ -141,7 +141,7 @@ class Texts(Sequence[str]):
         for start in range(0, len(self), BLOCK_TEXTS):
             yield from self._texts.slice(start, BLOCK_TEXTS).to_pylist()
 
-    def __getitem__(self, at):  # type: ignore[no-untyped-def]
+    def __getitem__(self, at):
         if isinstance(at, slice):
             return self.take(range(len(self))[at])
         return self._texts[at].as_py()

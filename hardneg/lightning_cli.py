@@ -88,7 +88,8 @@ class HardnegCLI(LightningCLI):
         if self._get(self.config_init, "trainer").get("default_root_dir") is None:
             kwargs["default_root_dir"] = config[0]
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.extend(_missing(trainer, command, config[0]))
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector of its own
+        callbacks.extend(_missing(callbacks, trainer, command, config[0]))
         return trainer
 
     def before_fit(self) -> None:
@@ -114,7 +115,7 @@ def _number(seed: Any) -> int:
     return int(seed)
 
 
-def _missing(trainer: pl.Trainer, command: str, folder: str) -> Sequence[pl.Callback]:
+def _missing(given: Sequence[pl.Callback], trainer: pl.Trainer, command: str, folder: str) -> Sequence[pl.Callback]:
     """Callbacks that every run has, unless the config names its own of that kind."""
     if command == "predict":
         wanted: list[pl.Callback] = [WriteStores(str(Path(folder) / "stores"))]
@@ -122,4 +123,4 @@ def _missing(trainer: pl.Trainer, command: str, folder: str) -> Sequence[pl.Call
         wanted = [RecordNegatives(), SaveEncoder(), WriteReport()]
     else:
         wanted = []
-    return [callback for callback in wanted if not any(isinstance(c, type(callback)) for c in trainer.callbacks)]
+    return [callback for callback in wanted if not any(isinstance(c, type(callback)) for c in given)]

@@ -87,7 +87,9 @@ class TextEncoder(Encoder):
 
     @property
     def dim(self) -> int:
-        return int(self.transformer.get_embedding_dimension())
+        dim = self.transformer.get_embedding_dimension()
+        assert dim is not None, "a model of pooled vectors has a dimension"
+        return dim
 
     def forward(self, inputs: Sequence[str], kind: str) -> Tensor:
         prompt = self._prompt(kind)
@@ -179,7 +181,7 @@ def keep_layers(transformer: nn.Module, num_layers: int) -> None:
     parent = transformer.get_submodule(name.rsplit(".", 1)[0])
     setattr(parent, name.rsplit(".", 1)[1], stack[:num_layers])
     for module in transformer.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if hasattr(config, "num_hidden_layers"):
             config.num_hidden_layers = num_layers  # so that the saved folder loads as it is
 

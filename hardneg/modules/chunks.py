@@ -56,7 +56,7 @@ def encode_in_chunks(
         if keys:
             tensors = [found[name].tensors()[part] for name, part in keys]
             for (name, part), tensor in zip(keys, _Cached.apply(chunks, *tensors, *chunks.weights), strict=False):
-                found[name] = replace(found[name], **{part: tensor})  # type: ignore[arg-type]
+                found[name] = replace(found[name], **{part: tensor})
         sides |= found
     return sides
 
