@@ -18,7 +18,9 @@ from miners.base import (
     Shuffled,
     TrainingTable,
 )
+from miners.debiased import Debiased
 from miners.gist import GIST
+from miners.hardness_concentration import HardnessConcentration
 from miners.in_batch import InBatch
 from miners.memory_queue import MemoryQueue
 from miners.ngame import NGAME
@@ -40,9 +42,11 @@ __all__ = [
     "NGAME",
     "BatchMiner",
     "Block",
+    "Debiased",
     "Draw",
     "DrawnBatches",
     "FaissIndex",
+    "HardnessConcentration",
     "InBatch",
     "Index",
     "Items",

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from hardneg.losses.base import PoolLoss
 from hardneg.losses.info_nce import positive_logits
+from hardneg.losses.pairwise import weight_at
 from miners.pool import NegativePool
 
 
@@ -14,7 +15,8 @@ class NGAMEHinge(PoolLoss):
     """``a_n relu(s_n - s_p + margin)`` over the k hardest negatives, a = softmax of violating similarities.
 
     Entries that do not violate keep a logit of 0 in the softmax, as published; missing entries (fewer than k usable
-    negatives) get weight 0, where the published code leaks masked positives in.
+    negatives) get weight 0, where the published code leaks masked positives in. A negative's ``log_weight`` multiplies
+    its terms.
 
     Args:
         margin: in cosine.
@@ -36,14 +38,14 @@ class NGAMEHinge(PoolLoss):
 
     def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
         rows, positive = positive_logits(pool)  # this loss has a temperature of 1: scores
-        scores, valid, _ = pool.hardest(self.num_negatives)
-        scores, valid = scores[rows], valid[rows]  # (V, k)
+        scores, valid, where = pool.hardest(self.num_negatives)
+        scores, valid, given = scores[rows], valid[rows], weight_at(pool, where)[rows]  # (V, k)
         violation = F.relu(scores - positive[:, None] * pool.temperature + self.margin).where(valid, 0)
         if self.softmax_temperature is not None:
             logits = (scores / self.softmax_temperature).where(violation > 0, 0)
             weight = logits.softmax(1) if bool(valid.all()) else _softmax_of(logits, valid)
             violation = weight * violation
-        return violation.sum(), rows.new_tensor(len(rows) * self.num_negatives)
+        return (given * violation).sum(), rows.new_tensor(len(rows) * self.num_negatives)
 
 
 def _softmax_of(logits: Tensor, valid: Tensor) -> Tensor:

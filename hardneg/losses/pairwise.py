@@ -45,6 +45,8 @@ class PairwiseLogistic(PoolLoss):
 class TripletMargin(PoolLoss):
     """``relu(s_n - s_p + margin)`` of each positive against its anchor's hardest negatives.
 
+    A negative's ``log_weight`` multiplies its pairs; which are the hardest, similarities decide.
+
     Args:
         margin: in similarity units (cosine: [0, 2]).
         num_negatives: hardest negatives per anchor.
@@ -63,8 +65,9 @@ class TripletMargin(PoolLoss):
 
     def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
         rows, positive = positive_logits(pool)
-        scores, valid, _ = pool.hardest(self.num_negatives)
+        scores, valid, where = pool.hardest(self.num_negatives)
         hinge = F.relu(scores[rows] - positive[:, None] * pool.temperature + self.margin)
+        hinge = weight_at(pool, where)[rows] * hinge
         return hinge.where(valid[rows], 0).sum(), valid[rows].sum()
 
 
@@ -127,6 +130,18 @@ def _ranks(pool: NegativePool) -> list[Tensor]:
     places = torch.arange(1, listed.shape[1] + 1, device=listed.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)
     return list(rank.split([s.shape[1] for s in scores], dim=1))
+
+
+def weight_at(pool: NegativePool, where: Tensor) -> Tensor:
+    """(B, k) weights of the candidates that ``hardest`` found at ``where`` (B, k, 2): block and column."""
+    log_weight = torch.zeros(where.shape[:2], device=where.device)
+    for number, block in enumerate(pool.negatives):
+        if block.log_weight is not None:
+            columns = pool.usable_of(block).shape[1]
+            here = where[:, :, 0] == number
+            own = block.log_weight.expand(-1, columns).gather(1, where[:, :, 1].where(here, 0))
+            log_weight = own.where(here, log_weight)
+    return log_weight.exp()
 
 
 def _pair_weight(block: Block, rows: Tensor) -> Tensor | float:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hardneg.losses import InfoNCE, LambdaRank, PairwiseLogistic, PoolLoss
 from miners import Block, InBatch, Items, NegativePool, PoolMiner, Ragged, Store, TorchIndex
-from miners.testing import PoolMinerContract, cost
+from miners.testing import cost
 
 DOUBLE = torch.float64
 
@@ -180,88 +180,6 @@ def test_unpg_t2(whisker: float | None, kept: int | None, cosface: float, arcfac
             pool = miner(pool)
             assert len(miner.kept) == kept
         close(mean(InfoNCE(), pool), expected)
-
-
-# ---- HCL and DCL: importance weights, and a mass that is corrected for false negatives -------------------------------
-
-
-class HardnessConcentration(PoolMiner):
-    """N x the importance-weighted mean of the negatives' exponentials, less the share that are positives."""
-
-    def __init__(self, beta: float, prior: float, detach_weights: bool = False) -> None:
-        super().__init__()
-        self.beta, self.prior, self.detach_weights = beta, prior, detach_weights
-
-    def forward(self, pool: NegativePool) -> NegativePool:
-        number = pool.count()[:, None]  # (B, 1)
-        log_number = number.clamp_min(1).log().to(pool.mass().dtype)
-        norm = pool.mass(power=self.beta)[:, None]
-
-        def importance(scores: Tensor, block: Block) -> Tensor:
-            weight = log_number + self.beta * scores / pool.temperature - norm
-            weight = weight.where(number > 0, 0)
-            return weight.detach() if self.detach_weights else weight
-
-        weighted = pool.weight(importance)
-        raw = weighted.mass()[:, None]
-        if not self.prior:
-            return weighted
-        positive = pool.logits(pool.positives)
-        corrected = (raw.exp() - self.prior * number * positive.exp()) / (1 - self.prior)
-        least = number * torch.as_tensor(-1 / pool.temperature).exp()
-        wanted = torch.maximum(corrected, least.to(raw.dtype))
-        shift = (wanted.clamp_min(1e-30).log() - raw.where(number > 0, 0)).where(number > 0, 0)
-        return weighted.weight(lambda scores, block: shift)
-
-
-class TestHardnessConcentration(PoolMinerContract):
-    kinds = ("two_tower", "symmetric", "scores_only")  # the correction is defined for one positive
-
-    def make(self) -> PoolMiner:
-        return HardnessConcentration(beta=1.0, prior=0.1)
-
-
-class TestDebiased(TestHardnessConcentration):
-    def make(self) -> PoolMiner:
-        return HardnessConcentration(beta=0.0, prior=0.1)
-
-
-A, B = table([[1, 0], [0.6, 0.8], [-0.8, 0.6]]), table([[0.6, 0.8], [0.8, 0.6], [-1, 0]])
-
-
-def both_ways(a: Tensor, b: Tensor, temperature: float, miner: PoolMiner) -> Tensor:
-    """(2B,) per-anchor losses: rows, then columns."""
-    pools = [pairs(a, b, temperature), pairs(b, a, temperature)]
-    return torch.cat([cost(miner(InBatch()(pool))) for pool in pools])
-
-
-@pytest.mark.parametrize(
-    ("temperature", "prior", "beta", "expected"),
-    [(0.5, 0, 0, 0.649632), (0.5, 0.1, 0, 0.597779), (0.5, 0.1, 1, 0.862639), (0.1, 0.1, 1, 1.543835)],
-)
-def test_har_t2_cross_modal(temperature: float, prior: float, beta: float, expected: float) -> None:
-    losses = both_ways(A, B, temperature, HardnessConcentration(beta, prior))
-    close(losses.mean(), expected)
-    if (temperature, prior, beta) == (0.5, 0.1, 1):
-        close(losses, [1.388088, 1.129672, 0.145396, 1.651285, 0.808185, 0.053207])
-
-
-@pytest.mark.parametrize(("detach", "expected"), [(False, (0.083376, -0.135810)), (True, (0.055148, -0.151773))])
-def test_har_t3_gradients(detach: bool, expected: tuple[float, float]) -> None:
-    """With respect to ready unit vectors as free leaves: the dot product is what is differentiated."""
-    a = A.clone().requires_grad_()
-    pools = [pairs(a, B, 0.5, similarity="dot"), pairs(B, a, 0.5, similarity="dot")]
-    miner = HardnessConcentration(1, 0.1, detach)
-    loss = torch.cat([cost(miner(InBatch()(pool))) for pool in pools]).mean()
-    (gradient,) = torch.autograd.grad(loss, a)
-    close(gradient[0], list(expected))
-
-
-def test_har_one_masked_entry_is_a_deleted_column() -> None:
-    miner = HardnessConcentration(1, 0.1)
-    scores = table([[0.1, 0.7, -0.4]])
-    masked = scored(table([[0.8]]), scores, 0.5, torch.tensor([[True, False, True]]))
-    close(cost(miner(masked)), cost(miner(scored(table([[0.8]]), scores[:, [0, 2]], 0.5))).tolist(), digits=12)
 
 
 # ---- CET: the other model's propensity weighs a pair ----------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hardneg.losses import LambdaRank, PairwiseLogistic, PoolLoss, TripletMargin
+from hardneg.losses import LambdaRank, NGAMEHinge, PairwiseLogistic, PoolLoss, TripletMargin
 from miners import Block, InBatch, Items, NegativePool
 from miners.testing import KINDS, leaves, process_share, random_pool
 from tests.oracles import pairs as oracle
@@ -149,6 +149,18 @@ def test_without_a_list_ranks_are_those_of_the_scores(kind: str, seed: int) -> N
     )
     for cutoff in (None, 4):
         torch.testing.assert_close(mean(LambdaRank(cutoff), unranked), mean(LambdaRank(cutoff), slow))
+
+
+def test_hinges_weigh_each_of_the_hardest_by_its_own_weight() -> None:
+    """Two blocks, one without weights, one with a weight per candidate."""
+    positive, weights = torch.tensor([[0.5], [0.5]]), torch.tensor([[2.0, 3.0], [5.0, 7.0]])
+    pool = NegativePool(Items(), Block(Items(), "positive", given=positive))
+    pool = pool.add(Block(Items(), "in_batch", given=torch.tensor([[0.6], [-0.9]])))
+    given = torch.tensor([[0.4, 0.7], [0.2, 0.3]])
+    pool = pool.add(Block(Items(), "mined", given=given, log_weight=weights.log()))
+    # hinges of margin 1: 1.2 and 1.1 of the first anchor, 0.8 and 0.7 of the second
+    for loss in (TripletMargin(1.0, num_negatives=2), NGAMEHinge(1.0, num_negatives=2, temperature=None)):
+        assert loss(pool)[0].item() == pytest.approx(3 * 1.2 + 1.1 + 7 * 0.8 + 5 * 0.7)
 
 
 def test_messages() -> None:
