@@ -95,8 +95,8 @@ def read_foreign(path: Path, columns: Columns) -> tuple[MinedNegatives, Inputs]:
             raise ValueError(f"{place}: has no positive; every line needs one.")
         query = queries.add_once(place, record.anchor)
         for pairs, texts in ((positives, record.positives), (negatives, record.negatives)):
-            for text, score in texts.items():
-                pairs.setdefault((query, documents.add_once(place, text)), score)
+            for text, told in texts.items():
+                pairs.setdefault((query, documents.add_once(place, text)), told)
     if not negatives:
         raise ValueError(f"{path}: no line has a negative, so there is nothing to audit.")
     asked, corpus = queries.build(), documents.build()
