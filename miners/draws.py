@@ -29,7 +29,7 @@ class RowGenerator:
         """(len(rows), n) float64 in [0, 1): ``n`` numbers for each row of ``rows`` (B,) int64."""
         counter = rows.long()[:, None] * 1_000_003 + torch.arange(n)  # (B, n)
         state = _state(self.seed, self.epoch, self.stream)
-        return _shift_right(_splitmix64(_splitmix64(counter) + state), 11).double() * 2.0**-53
+        return _shift_right(splitmix64(splitmix64(counter) + state), 11).double() * 2.0**-53
 
 
 def generator_for(*numbers: int) -> torch.Generator:
@@ -41,7 +41,7 @@ def _state(*numbers: int) -> Tensor:
     """One int64 scrambled from several numbers."""
     state = torch.tensor(0)
     for number in numbers:
-        state = _splitmix64(state + number)
+        state = splitmix64(state + number)
     return state
 
 
@@ -50,7 +50,7 @@ def _shift_right(x: Tensor, n: int) -> Tensor:
     return (x >> n) & ((1 << (64 - n)) - 1)
 
 
-def _splitmix64(x: Tensor) -> Tensor:
+def splitmix64(x: Tensor) -> Tensor:
     """Scramble int64 counters; products wrap modulo 2**64, as they must."""
     x = x - 7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
     x = (x ^ _shift_right(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
