@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.batch import Batch
 from datamodules.judgements import Judgements
+from datamodules.rows import RowsData
 from datamodules.texts import Texts
-from miners.base import BatchMiner, DrawnBatches, NegativeSource, Row, Shuffled, TrainingTable
+from miners.base import BatchMiner, NegativeSource, Row, TrainingTable
 from miners.pool import Items
 from miners.ragged import Ragged
 
 log = logging.getLogger(__name__)
 
 
-class TextData(LightningDataModule, ABC):
+class TextData(RowsData):
     """Queries and documents as texts. Subclasses read them; everything after that is here.
 
     One training row per query that has a positive; which of its positives travels is drawn anew each epoch. A row's
@@ -59,31 +57,13 @@ class TextData(LightningDataModule, ABC):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{type(self).__name__}({name}={value}): wants at least {least}.")
-        self.batch_size = batch_size
-        self.batch_miner = Shuffled() if batch_miner is None else batch_miner
-        self.sources = tuple(sources)
-        self.drop_last = drop_last
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        self.seed = seed
-        for name in ("batch_size", "drop_last", "seed"):
-            self._hand_over(name)
+        super().__init__(batch_size, batch_miner, sources, drop_last, eval_batch_size, num_workers, seed)
         for source in self.sources:
             if source.space != "document":
                 raise ValueError(
                     f"{type(source).__name__} draws from the space '{source.space}', but the negatives of "
                     f"{type(self).__name__} are texts of the space 'document'."
                 )
-        self.batches: DrawnBatches | None = None
-        self._resumed_epoch: int | None = None
         self._judgements: dict[str, Judgements] = {}
 
     @abstractmethod
@@ -120,38 +100,16 @@ class TextData(LightningDataModule, ABC):
                 raise ValueError(
                     f"{self}: no query of the split '{self.train_split}' has a positive; nothing to train on."
                 )
-            self.batch_miner.attach(table)
-            sources = (*self.own_sources(table), *self.sources)
-            for source in sources:
-                source.attach(table)
-            self.batches = DrawnBatches(self.batch_miner, sources, self.seed)
+            self.start(table, (*self.own_sources(table), *self.sources))
             log.info("%s: %d training rows, %d documents", self, len(table), len(self.corpus_texts))
         if stage in ("fit", "validate") and self.val_split is not None:
             self.queries(self.val_split)
         if stage == "test" and self.test_split is not None:
             self.queries(self.test_split)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of training rows; `Batch` says what is in one.
-
-        Raises:
-            ValueError: several processes with `use_distributed_sampler`, which would share the shares once more.
-        """
-        batches = self._training()
-        if self.trainer is not None:
-            # a private name: Lightning 2.6 has no public one for this option
-            if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
-                raise ValueError(
-                    f"{self} shares its batches between the {self.trainer.world_size} processes itself, so that hard "
-                    "batches stay together, but the Trainer wants to put a sampler of its own in their place. Set "
-                    "trainer.use_distributed_sampler=false."
-                )
-            # Lightning starts the workers of a resumed run before it tells the sampler which epoch that is, before it
-            # counts an epoch as done whose last batch is the checkpoint's, and sometimes before it knows of any epoch.
-            batches.set_epoch(self.trainer.current_epoch if self._resumed_epoch is None else self._resumed_epoch)
-            self._resumed_epoch = None
-        collate = CollateRows(self.query_texts, self.corpus_texts, self.table, drawn=bool(batches.sources))
-        return self._loader(_Itself(len(self.table)), collate, TrainingLoader, batch_sampler=batches)
+    def collate_rows(self) -> CollateRows:
+        drawn = bool(self._training().sources)
+        return CollateRows(self.query_texts, self.corpus_texts, self.table, drawn)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Queries of the validation split, as batches with the side "query"; none without a split."""
@@ -165,25 +123,7 @@ class TextData(LightningDataModule, ABC):
         """All queries, then the whole corpus: two loaders, with the sides "query" and "document"."""
         return [self._text_loader(texts, range(len(texts))) for texts in (self.query_texts, self.corpus_texts)]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where in the epoch training stands, for the checkpoint."""
-        return {} if self.batches is None else {"batches": self.batches.state_dict()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on with the batch after the checkpoint's last."""
-        if "batches" in state_dict and (batches := self.batches) is not None:  # testing and predicting train nothing
-            batches.load_state_dict(state_dict["batches"])
-            place = state_dict["batches"]["miner"]
-            self._resumed_epoch = place["epoch"] + (place["trained"] >= len(batches))
-
     # What modules, callbacks and reports ask for
-
-    @property
-    def table(self) -> TrainingTable:
-        """The training rows as ids; there after ``setup("fit")``."""
-        table = self._training().miner.table
-        assert table is not None
-        return table
 
     def queries(self, split: str) -> tuple[Tensor, Sequence[str]]:
         """The queries of a split that have a positive: ids (Q,), ascending, and their texts.
@@ -228,72 +168,17 @@ class TextData(LightningDataModule, ABC):
         """The names that the files give to the things of a space; position = id."""
         return self._texts(space).names
 
-    def __str__(self) -> str:
-        return type(self).__name__
-
     def _texts(self, space: str) -> Texts:
         texts = {"query": self.query_texts, "document": self.corpus_texts}
         if space not in texts:
             raise ValueError(f"{self} has the spaces 'query' and 'document', not '{space}'.")
         return texts[space]
 
-    def _training(self) -> DrawnBatches:
-        if self.batches is None:
-            raise RuntimeError(f"{self} has no training rows yet: call setup('fit') first, as trainer.fit does.")
-        return self.batches
-
     def _query_loader(self, split: str | None) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         return [] if split is None else self._text_loader(self.query_texts, self.queries(split)[0].tolist())
 
     def _text_loader(self, texts: Texts, ids: Sequence[int]) -> DataLoader[Batch]:
         return self._loader(ids, CollateTexts(texts), batch_size=self.eval_batch_size)
-
-    def _loader(
-        self, dataset: Any, collate: Any, kind: type[DataLoader[Batch]] = DataLoader, **how: Any
-    ) -> DataLoader[Batch]:
-        return kind(
-            dataset, collate_fn=collate, num_workers=self.num_workers, persistent_workers=self.num_workers > 0, **how
-        )
-
-    def _hand_over(self, name: str) -> None:
-        """Give the batch miner one of this module's settings; complain if it was given another."""
-        ours, theirs = getattr(self, name), getattr(self.batch_miner, name)
-        unset = inspect.signature(type(self.batch_miner)).parameters.get(name)
-        if theirs != ours and (unset is None or theirs != unset.default):
-            miner = type(self.batch_miner).__name__
-            raise ValueError(
-                f"{miner}({name}={theirs!r}) meets {self} with {name}={ours!r}. Set data.init_args.{name} alone: the "
-                "batch miner takes it over."
-            )
-        setattr(self.batch_miner, name, ours)
-
-
-class TrainingLoader(DataLoader[Batch]):
-    """A loader that may be resumed in the middle of an epoch, and says so by these two methods.
-
-    Its place is the data module's state: Lightning restores a loader's only where an epoch is unfinished, and what
-    batch miners have seen must outlive the epoch. Without Lightning, keep ``loader.batch_sampler.state_dict()``.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing of its own."""
-        return {}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """The data module has done it."""
-
-
-class _Itself(Dataset[Row]):
-    """A data set whose members are the `Row` that the batch sampler asks for: all work is done in collate."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, row: Row) -> Row:
-        return row
 
 
 class CollateRows:
