@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+SMALLER = {"sentence_transformers_trainer": ["--steps", "2", "--rows", "128"]}
+"""What makes an example that takes a minute a test that takes seconds."""
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(example, tmp_path):
     root = example.parent.parent
     done = subprocess.run(
-        [sys.executable, str(example)],
+        [sys.executable, str(example), *SMALLER.get(example.stem, [])],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -31,6 +33,11 @@ def test_plain_torch_is_short_and_needs_no_lightning():
     text = next(path for path in EXAMPLES if path.stem == "plain_torch").read_text()
     assert len(text.splitlines()) < 40
     assert "lightning" not in text
+
+
+def test_the_trainer_example_is_short():
+    text = next(path for path in EXAMPLES if path.stem == "sentence_transformers_trainer").read_text()
+    assert len(text.splitlines()) < 60
 
 
 def test_hard_batches_find_more():
