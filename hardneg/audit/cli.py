@@ -29,17 +29,16 @@ from hardneg.audit.measure import audit, came_back, hide, opinion
 from hardneg.audit.page import as_html, as_text, hardest
 from hardneg.mining import EmbeddingCache
 from hardneg.mining.cli import (
-    Inputs,
+    add_arguments as add_mining_arguments,
+)
+from hardneg.mining.cli import (
     encode,
     make_encoder,
     make_filters,
     make_sampling,
-    read_beir,
     text_encoder,
 )
-from hardneg.mining.cli import (
-    add_arguments as add_mining_arguments,
-)
+from hardneg.mining.inputs import Inputs, read_beir
 from miners.offline import Dense, Lexical, MinedNegatives, mine
 from miners.store import Store
 

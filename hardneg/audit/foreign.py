@@ -17,7 +17,7 @@ from datamodules.readers import Fields, Place, read_records, text_field, texts_f
 from datamodules.text_data import known_positives
 from datamodules.texts import TextsBuilder
 from hardneg.audit.measure import pair_products
-from hardneg.mining.cli import Inputs
+from hardneg.mining.inputs import Inputs
 from miners.offline import MinedNegatives
 from miners.offline.mined import METADATA
 from miners.store import Store

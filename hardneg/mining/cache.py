@@ -7,20 +7,27 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from hardneg.encoders.base import Encoder
+from hardneg.mining.workers import MakeEncoder, Workers
+from miners.offline.spool import write_chunks
 from miners.store import Store
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 2048  # inputs encoded between two writes: what a crash costs at most
+
+Seen = Callable[[int, Tensor], None]
 
 
 class EmbeddingCache:
@@ -32,10 +39,15 @@ class EmbeddingCache:
 
     Args:
         folder: where the vectors are kept; None keeps nothing.
+        processes: encode in so many processes; 1 = in this one. The vectors are the same, as long as each process
+            computes with as many threads as the single one.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None, processes: int = 1) -> None:
+        if processes < 1:
+            raise ValueError(f"EmbeddingCache(processes={processes}): wants at least 1.")
         self.folder = None if folder is None else Path(folder)
+        self.processes = processes
 
     def encode(
         self,
@@ -46,6 +58,8 @@ class EmbeddingCache:
         names: Sequence[str] | None = None,
         unit: bool = True,
         batch_size: int = 64,
+        make: MakeEncoder | None = None,
+        seen: Seen | None = None,
     ) -> Store:
         """Give the vectors of ``inputs`` as a store, memory-mapped if the cache keeps them.
 
@@ -56,52 +70,98 @@ class EmbeddingCache:
             names: external ids; not part of the key.
             unit: scale vectors to length 1, so that inner products are cosines.
             batch_size: inputs that go through the encoder together.
+            make: makes the same encoder on a device, in another process; without it all is encoded in this one.
+            seen: is handed each finished chunk in order, with the row that it begins with; not called at all if the
+                whole collection is in the cache.
+
+        Raises:
+            OSError: a process ended, the disk is full.
         """
         weights = encoder.fingerprint(kind)
+        run = _Run(encoder, inputs, kind, unit, batch_size, weights, make if self.processes > 1 else None, seen)
         if self.folder is None:
-            parts = [
-                self._embed(encoder, inputs[at : at + CHUNK], kind, unit, batch_size, at, len(inputs))
-                for at in range(0, len(inputs), CHUNK)
-            ]
+            parts = list(run.chunks(self.processes, None))
             vectors = torch.cat(parts) if parts else torch.zeros(0, encoder.dim)
             return Store(vectors, space=kind, key=weights, names=names)
-        key = digest([weights, kind, str(unit)], inputs)
-        place = self.folder / key
+        place = self.folder / digest([weights, kind, str(unit)], inputs)
         if (place / "store.json").exists():
             logger.info("%s: %d vectors read from the cache", kind, len(inputs))
         else:
-            self._fill(place, encoder, inputs, kind, unit, batch_size, weights)
+            run.fill(place, self.processes)
         store = Store.load(place)
         store.names = names
         return store
 
-    def _fill(
-        self, place: Path, encoder: Encoder, inputs: Sequence[Any], kind: str, unit: bool, batch_size: int, weights: str
-    ) -> None:
+
+@dataclass
+class _Run:
+    """One collection on its way through an encoder."""
+
+    encoder: Encoder
+    inputs: Sequence[Any]
+    kind: str
+    unit: bool
+    batch_size: int
+    weights: str
+    make: MakeEncoder | None
+    seen: Seen | None
+
+    def fill(self, place: Path, processes: int) -> None:
         """Encode chunk by chunk into files, then write the store and remove them."""
         parts = place.with_name(place.name + ".parts")
         parts.mkdir(parents=True, exist_ok=True)
-        starts = range(0, len(inputs), CHUNK)
-        for at in starts:
-            path = parts / f"{at:012d}.npy"
-            if not path.exists():
-                save(
-                    path, self._embed(encoder, inputs[at : at + CHUNK], kind, unit, batch_size, at, len(inputs)).numpy()
-                )
-        joined = np.lib.format.open_memmap(parts / "joined.npy", "w+", np.float32, (len(inputs), encoder.dim))
-        for at in starts:
-            block = np.load(parts / f"{at:012d}.npy", allow_pickle=False)
-            joined[at : at + len(block)] = block
-        Store(joined, space=kind, key=weights).save(place)
-        del joined
+        joined = write_chunks(self.chunks(processes, parts), parts / "joined.npy")
+        Store(joined, space=self.kind, key=self.weights).save(place)
         shutil.rmtree(parts)
 
-    def _embed(
-        self, encoder: Encoder, inputs: Sequence[Any], kind: str, unit: bool, batch_size: int, at: int, total: int
-    ) -> torch.Tensor:
-        bar = f"{kind} {at:,} of {total:,}" if total > CHUNK else kind
-        vectors = encoder.embed(inputs, kind, batch_size=batch_size, progress=bar).float().cpu()
-        return normalize(vectors, dim=1) if unit else vectors
+    def chunks(self, processes: int, parts: Path | None) -> Iterator[Tensor]:
+        """The vectors of each chunk in order, read back where an earlier run has finished it."""
+        from tqdm.auto import tqdm
+
+        starts = self._starts()
+        todo = [at for at in starts if parts is None or not (parts / f"{at:012d}.npy").exists()]
+        missing = set(todo)
+        long = len(starts) > 1  # a single chunk has the encoder's own bar
+        with (
+            closing(self._encoded(todo, processes, None if long else self.kind)) as fresh,
+            tqdm(total=len(self.inputs), desc=self.kind, disable=not long) as bar,
+        ):
+            for at in starts:
+                if at in missing:
+                    vectors = next(fresh)
+                    if parts is not None:
+                        save(parts / f"{at:012d}.npy", vectors.numpy())
+                else:
+                    vectors = torch.from_numpy(np.load(parts / f"{at:012d}.npy", allow_pickle=False))  # type: ignore[operator]
+                if self.seen is not None:
+                    self.seen(at, vectors)
+                bar.update(len(vectors))
+                yield vectors
+
+    def _starts(self) -> range:
+        return range(0, len(self.inputs), CHUNK)
+
+    def _encoded(self, todo: Sequence[int], processes: int, progress: str | None) -> Generator[Tensor]:
+        """Encode the chunks that begin at ``todo``, in this process or in others."""
+        chunks = (self.inputs[at : at + CHUNK] for at in todo)
+        if self.make is None or len(todo) < 2:  # a single chunk is done before a process has begun
+            for chunk in chunks:
+                yield self._scaled(
+                    self.encoder.embed(chunk, self.kind, batch_size=self.batch_size, progress=progress).float().cpu()
+                )
+            return
+        device = next(self.encoder.parameters(), torch.empty(0)).device.type
+        with Workers(self.make, device, processes, (self.kind, self.weights)) as workers:
+            for vectors in workers.encode(map(plain, chunks), self.kind, self.batch_size):
+                yield self._scaled(vectors)
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        return normalize(vectors, dim=1) if self.unit else vectors
+
+
+def plain(chunk: Any) -> Any:
+    """What may be sent to another process: a part of a memory-mapped file is read."""
+    return np.array(chunk) if isinstance(chunk, np.ndarray) else chunk
 
 
 def digest(words: Iterable[str], inputs: Sequence[Any]) -> str:

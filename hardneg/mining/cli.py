@@ -18,17 +18,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hardneg.encoders.base import Encoder
-from hardneg.mining.cache import EmbeddingCache
+from hardneg.mining.cache import EmbeddingCache, Seen
+from hardneg.mining.inputs import Inputs, load_array, read_beir, read_known
+from hardneg.mining.overlap import MOST_KEPT, Overlap
 from miners.offline import (
     AbsoluteMargin,
     Dense,
@@ -45,36 +46,13 @@ from miners.offline import (
     SameContent,
     Sampling,
     Softmax,
+    Source,
     Top,
     mine,
 )
+from miners.offline.mine import default_depth
 from miners.ragged import Ragged
 from miners.store import Store
-
-
-@dataclass
-class Inputs:
-    """What is mined: raw items or ready vectors, and who is whose positive."""
-
-    queries: Any  # texts, or an (Q, ...) array
-    corpus: Any  # texts, or an (M, ...) array
-    known: Ragged
-    query_names: Sequence[str] | None = None
-    document_names: Sequence[str] | None = None
-    content: Tensor | None = None  # (M,) hash of each document
-
-    @property
-    def texts(self) -> bool:
-        """Whether texts are mined, not arrays."""
-        return not isinstance(self.corpus, np.ndarray)
-
-    def queries_by_name(self) -> dict[str, str] | None:
-        """The queries' texts by external id; None for arrays."""
-        return dict(zip(self.query_names, self.queries, strict=True)) if self.query_names else None
-
-    def documents_by_name(self) -> dict[str, str] | None:
-        """The documents' texts by external id; None for arrays."""
-        return dict(zip(self.document_names, self.corpus, strict=True)) if self.document_names else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dot", action="store_true", help="inner products as they are; otherwise vectors are scaled to length 1")
     add("--cache", type=Path, default=Path(".hardneg_cache"), help="folder where encoded vectors are kept")
     add("--no-cache", action="store_true", help="keep no vectors")
+    add("--processes", type=int, default=1, help="encode in so many processes; on GPUs each takes the next one")
+    add("--no-overlap", action="store_true", help="search after all is encoded, not while it is; the table is the same")
     add("--device", default="auto", help="where to encode and search: auto, cpu, cuda, cuda:1, mps")
     add("--out", type=Path, required=True, help="Parquet file to write")
     add(
@@ -136,22 +116,35 @@ def run(args: argparse.Namespace) -> None:
         ValueError, OSError, ImportError: each text stands alone.
     """
     inputs = read_inputs(args)
-    cache = EmbeddingCache(None if args.no_cache else args.cache)
+    cache = EmbeddingCache(None if args.no_cache else args.cache, args.processes)
     encoder = make_encoder(args)
-    queries, corpus = encode(inputs, encoder, cache, args)
-    same = inputs.queries is inputs.corpus
-    sources = [Dense(args.index, args.num_negatives - args.bm25, device=args.device)]
+    if args.bm25 and not inputs.texts:
+        raise ValueError("--bm25 needs texts: give a BEIR folder.")
+    rules = make_filters(args, inputs, cache)
+    overlap: Overlap | None = None
+
+    def watch(queries: Store) -> Seen | None:
+        """Search what of the corpus is encoded while the rest is, unless that would keep too much in memory."""
+        nonlocal overlap
+        depth = args.search_depth or default_depth(args.num_negatives, rules, inputs.known, len(inputs.corpus))
+        if args.no_overlap or args.index not in ("auto", "torch") or depth * len(queries) > MOST_KEPT:
+            return None
+        overlap = Overlap(queries, depth, args.device)
+        return overlap.take
+
+    queries, corpus = encode(inputs, encoder, cache, args, watch)
+    quota = args.num_negatives - args.bm25
+    searched = overlap.source(len(corpus), args.index, quota) if overlap else None
+    sources: list[Source] = [searched or Dense(args.index, quota, device=args.device)]
     if args.bm25:
-        if not inputs.texts:
-            raise ValueError("--bm25 needs texts: give a BEIR folder.")
-        sources.append(Lexical(inputs.queries, inputs.corpus, args.bm25))  # type: ignore[arg-type]
+        sources.append(Lexical(inputs.queries, inputs.corpus, args.bm25))
     mined = mine(
         queries,
         corpus,
         inputs.known,
         num_negatives=args.num_negatives,
         search_depth=args.search_depth,
-        filters=make_filters(args, inputs, cache),
+        filters=rules,
         sampling=make_sampling(args),
         sources=sources,
         ranks=args.ranks,
@@ -167,7 +160,7 @@ def run(args: argparse.Namespace) -> None:
             "document_weights": corpus.key,
             "query_prompt": args.query_prompt,
             "document_prompt": args.document_prompt,
-            "queries_are_corpus": same,
+            "queries_are_corpus": inputs.queries is inputs.corpus,
             "arguments": plain_arguments(args),
         },
     )
@@ -192,6 +185,8 @@ def plain_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "export",
         "device",
         "no_resume",
+        "no_overlap",
+        "processes",
     }
     return {name: value for name, value in vars(args).items() if name not in places}
 
@@ -220,56 +215,17 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     return Inputs(queries, corpus, classes.select(group))
 
 
-def read_beir(folder: str, split: str) -> Inputs:
-    """Read a BEIR folder; only queries with a positive in the split are mined."""
-    from datamodules.beir import open_folder, read_corpus, read_qrels, read_queries
-    from datamodules.text_data import known_positives
-
-    path = open_folder(folder)
-    corpus, queries = read_corpus(path), read_queries(path)
-    positives = read_qrels(path, split, queries, corpus).at_least(1)
-    rows = positives.queries.unique()
-    if not len(rows):
-        raise ValueError(f"{path}: no query has a positive in the split '{split}'.")
-    known = known_positives(queries.content, corpus.content, positives).select(rows)
-    names = [queries.names[row] for row in rows.tolist()]
-    documents = [corpus.names[row] for row in range(len(corpus))]
-    return Inputs(queries.take(rows), corpus, known, names, documents, corpus.content)
-
-
-def read_known(path: Path, queries: int, documents: int) -> Ragged:
-    """Read pairs of rows from a table."""
-    from datamodules.readers import read_records
-
-    pairs = []
-    for place, row in read_records(path):
-        try:
-            query, document = int(row["query-id"]), int(row["corpus-id"])
-        except (KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{place}: wants whole numbers in the columns query-id and corpus-id.") from error
-        if not (0 <= query < queries and 0 <= document < documents):
-            raise ValueError(f"{place}: row ({query}, {document}); there are {queries} queries, {documents} documents.")
-        pairs.append((query, document))
-    columns = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-    return Ragged.from_pairs(columns[:, 0], columns[:, 1], queries)
-
-
-def load_array(path: Path) -> np.ndarray:
-    """Memory-map an array; pickled ones are refused."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path} is no .npy array of numbers: {error}") from error
-
-
 def make_encoder(args: argparse.Namespace) -> Encoder | None:
     """The encoder that the arguments name; None for ready vectors."""
     if args.encoder and args.model:
         raise ValueError("Give --model (a text model) or --encoder (a class path), not both.")
+    return encoder_on(args, args.device) if args.model or args.encoder else None
+
+
+def encoder_on(args: argparse.Namespace, device: str) -> Encoder:
+    """The encoder that the arguments name, on a device: in this process or in another."""
     if args.model:
-        return text_encoder(args.model, args.device, args.query_prompt, args.document_prompt)
-    if not args.encoder:
-        return None
+        return text_encoder(args.model, device, args.query_prompt, args.document_prompt)
     module, _, name = args.encoder.rpartition(".")
     try:
         encoder = getattr(importlib.import_module(module), name)(**args.encoder_args)
@@ -277,7 +233,7 @@ def make_encoder(args: argparse.Namespace) -> Encoder | None:
         raise ValueError(f"--encoder {args.encoder} cannot be made: {error}") from error
     if not isinstance(encoder, Encoder):
         raise ValueError(f"--encoder {args.encoder} is a {type(encoder).__name__}, no hardneg.encoders.Encoder.")
-    return encoder.to(place(args.device))
+    return encoder.to(place(device))
 
 
 def text_encoder(
@@ -295,22 +251,29 @@ def place(device: str) -> str:
 
 
 def encode(
-    inputs: Inputs, encoder: Encoder | None, cache: EmbeddingCache, args: argparse.Namespace
+    inputs: Inputs,
+    encoder: Encoder | None,
+    cache: EmbeddingCache,
+    args: argparse.Namespace,
+    watch: Callable[[Store], Seen | None] = lambda queries: None,
 ) -> tuple[Store, Store]:
-    """Vectors of both sides as stores."""
+    """Vectors of both sides as stores.
+
+    Args:
+        watch: is given the queries before the corpus is encoded, and says who sees its chunks.
+    """
     if encoder is None:
         if inputs.texts:
             raise ValueError("A BEIR folder needs a model: give --model or --encoder.")
         queries, corpus = unit(inputs.queries, args.dot), unit(inputs.corpus, args.dot)
         return Store(queries, space="query"), Store(corpus, space="document")
-    options: dict[str, Any] = {"unit": not args.dot, "batch_size": args.batch_size}
+    options: dict[str, Any] = {"unit": not args.dot, "batch_size": args.batch_size, "make": partial(encoder_on, args)}
     if inputs.queries is inputs.corpus:
         both = cache.encode(encoder, inputs.corpus, "document", **options)
         return Store(both.vectors, space="query", key=both.key), both
-    return (
-        cache.encode(encoder, inputs.queries, "query", names=inputs.query_names, **options),
-        cache.encode(encoder, inputs.corpus, "document", names=inputs.document_names, **options),
-    )
+    asked = cache.encode(encoder, inputs.queries, "query", names=inputs.query_names, **options)
+    seen = watch(asked)
+    return asked, cache.encode(encoder, inputs.corpus, "document", names=inputs.document_names, seen=seen, **options)
 
 
 def unit(vectors: np.ndarray, dot: bool) -> np.ndarray:
@@ -350,8 +313,9 @@ def make_filters(args: argparse.Namespace, inputs: Inputs, cache: EmbeddingCache
         rules.append(MinScore(args.min_score))
     if args.guide:
         guide = text_encoder(args.guide, args.device)
-        queries = cache.encode(guide, inputs.queries, "query", batch_size=args.batch_size)
-        corpus = cache.encode(guide, inputs.corpus, "document", batch_size=args.batch_size)
+        options: dict[str, Any] = {"batch_size": args.batch_size, "make": partial(text_encoder, args.guide)}
+        queries = cache.encode(guide, inputs.queries, "query", **options)
+        corpus = cache.encode(guide, inputs.corpus, "document", **options)
         rules.append(Guide(queries, corpus, relative_margin=args.guide_margin, positive=args.positive))
     if args.ranks == "survivors" and (args.first_rank > 1 or args.last_rank):
         rules.append(RankWindow(args.first_rank, args.last_rank))

@@ -284,10 +284,9 @@ def check(
     names = [rule.name for rule in filters]
     if len(set(names)) < len(names):
         raise ValueError(f"mine: a filter stands twice in {names}; merge the two.")
-    most = int(known.lengths.max())
-    skipped = max((rule.first - 1 for rule in filters if isinstance(rule, RankWindow)), default=0)
     if search_depth is None:
-        return min(len(corpus), num_negatives * (PER_NEGATIVE if filters else 1) + skipped + most)
+        return default_depth(num_negatives, filters, known, len(corpus))
+    skipped = skipped_ranks(filters)
     if not 1 <= search_depth <= len(corpus):
         raise ValueError(f"mine(search_depth={search_depth}): the corpus has {len(corpus)} documents.")
     if search_depth < num_negatives + skipped:
@@ -297,6 +296,17 @@ def check(
             + f"; use at least {num_negatives + skipped}, and one more for each known positive."
         )
     return search_depth
+
+
+def default_depth(num_negatives: int, filters: Sequence[Filter], known: Ragged, documents: int) -> int:
+    """How many documents are retrieved per query unless the caller says so."""
+    wanted = num_negatives * (PER_NEGATIVE if filters else 1)
+    return min(documents, wanted + skipped_ranks(filters) + int(known.lengths.max()))
+
+
+def skipped_ranks(filters: Sequence[Filter]) -> int:
+    """How many of the first ranks the filters leave out."""
+    return max((rule.first - 1 for rule in filters if isinstance(rule, RankWindow)), default=0)
 
 
 def described(thing: Any) -> Any:

@@ -14,8 +14,8 @@ from hardneg.audit.cli import add_arguments, run
 from hardneg.audit.measure import audit, hide, interval
 from hardneg.encoders import TextEncoder
 from hardneg.mining.cli import add_arguments as add_mining_arguments
-from hardneg.mining.cli import read_beir
 from hardneg.mining.cli import run as run_mining
+from hardneg.mining.inputs import read_beir
 from miners.offline import MaxScore, MinedNegatives, mine
 from miners.ragged import Ragged
 
