@@ -8,6 +8,7 @@ backward; encoders are left out on both sides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.step.measure import Step, arguments, peak_megabytes, seconds, write_table
 from hardneg.losses import InfoNCE
-from miners import GIST, Block, InBatch, Items, NegativePool, SelfBlocks
+from miners import GIST, Block, InBatch, Items, NegativePool, PoolMiner, SelfBlocks
 
 TEMPERATURE = 0.05
 
@@ -39,24 +40,38 @@ def batch(rows: int, dims: int, seed: int, guide_dims: int | None = None) -> tup
     return [side.requires_grad_() for side in three(dims, 1.5)], three(guide_dims or dims, 3.0)
 
 
-def ours(student: list[Tensor], guide: list[Tensor], self_blocks: bool = True) -> Tensor:
-    """Forward and backward through the pool; the gradient lies in the student's leaves."""
+def pool_of(student: list[Tensor], guide: list[Tensor]) -> NegativePool:
+    """The pool of (query, positive) or (query, positive, negative), with no negatives yet."""
     rows = torch.arange(len(student[0]))
-    queries, positives, negatives = (
-        Items(vectors, rows + offset, guide=seen, space=space)
-        for vectors, seen, offset, space in zip(
-            student, guide, (0, 0, len(rows)), ("query", "document", "document"), strict=True
+    sides = {
+        name: Items(vectors, rows + offset, guide=seen, space=space)
+        for name, vectors, seen, offset, space in zip(
+            ("anchors", "positives", "drawn"),
+            student,
+            guide,
+            (0, 0, len(rows)),
+            ("query", "document", "document"),
+            strict=False,  # without negatives, two sides
         )
-    )
-    own = Block(positives.map(lambda part: part[:, None]), "positive")
-    sides = {"anchors": queries, "positives": positives, "drawn": negatives}
-    pool = NegativePool(queries, own, TEMPERATURE, sides=sides)
-    for miner in (InBatch(), *((SelfBlocks(),) if self_blocks else ()), GIST()):
+    }
+    own = Block(sides["positives"].map(lambda part: part[:, None]), "positive")
+    return NegativePool(sides["anchors"], own, TEMPERATURE, sides=sides)
+
+
+def trained(chain: Sequence[PoolMiner], student: list[Tensor], guide: list[Tensor]) -> Tensor:
+    """Forward and backward through a chain of miners; the gradient lies in the student's leaves."""
+    pool = pool_of(student, guide)
+    for miner in chain:
         pool = miner(pool)
     total, count = InfoNCE(TEMPERATURE)(pool)
     loss = total / count
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
+
+
+def ours(student: list[Tensor], guide: list[Tensor], self_blocks: bool = True) -> Tensor:
+    """Forward and backward through the pool, with GIST."""
+    return trained((InBatch(), *((SelfBlocks(),) if self_blocks else ()), GIST()), student, guide)
 
 
 class Ready(nn.Module):

@@ -9,7 +9,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,18 @@ def seconds(step: Step, repeats: int) -> float:
         step()
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
+
+
+def seconds_together(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
+    """Median seconds of each step, taken in turns, so that what disturbs one disturbs all; for ratios."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeats + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn:  # the first is not counted
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def peak_megabytes(step: Step) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.step.measure import peak_megabytes, seconds, write_table
+from benchmarks.step.measure import peak_megabytes, seconds, seconds_together, write_table
 
 
 def test_peak_is_what_lives_at_once() -> None:
@@ -29,3 +29,15 @@ def test_seconds_and_table(tmp_path: Path) -> None:
     assert "| a | b |\n|---|---|\n| 1 | 2 |" in text
     assert "numpy" in text
     assert "torch" in text
+
+
+def test_steps_taken_in_turns() -> None:
+    turns: list[str] = []
+
+    def step(name: str) -> torch.Tensor:
+        turns.append(name)
+        return torch.zeros(())
+
+    taken = seconds_together({"one": lambda: step("one"), "two": lambda: step("two")}, 2)
+    assert turns == ["one", "two"] * 3  # the first turn is not counted
+    assert all(0 <= time < 0.1 for time in taken.values())
