@@ -1,7 +1,8 @@
 """Data modules: standard files in, `Batch` out; one `LightningDataModule` per kind of task."""
 
 from datamodules.batch import Batch
+from datamodules.har import HARData
 from datamodules.pairs import PairsData
 from datamodules.retrieval import RetrievalData
 
-__all__ = ["Batch", "PairsData", "RetrievalData"]
+__all__ = ["Batch", "HARData", "PairsData", "RetrievalData"]
