@@ -44,7 +44,7 @@ def pool_of(student: list[Tensor], guide: list[Tensor]) -> NegativePool:
     """The pool of (query, positive) or (query, positive, negative), with no negatives yet."""
     rows = torch.arange(len(student[0]))
     sides = {
-        name: Items(vectors, rows + offset, guide=seen, space=space)
+        name: Items(vectors, rows + offset, guide=seen, space=space, rows=rows)
         for name, vectors, seen, offset, space in zip(
             ("anchors", "positives", "drawn"),
             student,

@@ -211,6 +211,18 @@ def test_bags_of_words_train(tiny_model):
     assert float(gradient.abs().sum()) > 0
 
 
+def test_a_loss_of_pytorch_metric_learning_takes_the_chain(student):
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    from hardneg.interop.pytorch_metric_learning import MetricLoss
+
+    data, chain = columns(3), [InBatch(), PositiveAware(0.5)]
+    assert_equal(
+        step(ChainLoss(student, chain, MetricLoss(NTXentLoss(0.05))), data),
+        step(ChainLoss(student, chain, InfoNCE(0.05)), data),
+    )
+
+
 def test_the_student_is_no_guide_of_its_own(student, student_folder):
     chain = [InBatch(), GIST()]
     with pytest.raises(ValueError, match="the guide has the student's own weights"):
