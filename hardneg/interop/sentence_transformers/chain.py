@@ -17,7 +17,7 @@ from hardneg.interop.sentence_transformers.content import content_of, device_of,
 from hardneg.interop.sentence_transformers.guide import Guide
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.modules.base import check_chain
-from hardneg.modules.gather import gather, reduce
+from hardneg.modules.gather import added, gather, reduce
 from miners.base import PoolMiner, process_count, process_rank
 from miners.in_batch import InBatch
 from miners.pool import NOBODY, Block, Items, NegativePool, StepContext
@@ -90,7 +90,10 @@ class ChainLoss(CachedLossMixin, nn.Module):
         self.gather_across_devices = gather_across_devices
         self.mini_batch_size = mini_batch_size  # type: ignore[assignment]  # the mixin is not asked without one
         self.uses_gradient_cache = mini_batch_size is not None
-        if self.uses_gradient_cache and any(True for part in (self.loss, self.chains) for _ in part.parameters()):
+        own_weights = [*self.loss.parameters(), *self.chains.parameters()]
+        for weight in own_weights:  # the trainer averages gradients of the model, and of nothing else
+            weight.register_hook(lambda gradient: added(gradient) / process_count())
+        if self.uses_gradient_cache and own_weights:
             raise ValueError(
                 "ChainLoss(mini_batch_size=...) caches gradients of embeddings only, and this loss or chain has "
                 "weights of its own, such as a learned temperature. Fix them, or leave mini_batch_size out."

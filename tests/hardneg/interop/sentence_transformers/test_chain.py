@@ -216,7 +216,7 @@ def test_a_loss_of_pytorch_metric_learning_takes_the_chain(student):
 
     from hardneg.interop.pytorch_metric_learning import MetricLoss
 
-    data, chain = columns(3), [InBatch(), PositiveAware(0.5)]
+    data, chain = columns(4), [InBatch(drawn="own")]
     assert_equal(
         step(ChainLoss(student, chain, MetricLoss(NTXentLoss(0.05))), data),
         step(ChainLoss(student, chain, InfoNCE(0.05)), data),
