@@ -406,11 +406,16 @@ def _texts(conditions: Mapping[str, Sequence[str | int]]) -> dict[str, list[str]
 
 
 def _window_names(recordings: Recordings, windows: Windows) -> tuple[str, ...]:
-    """The recording's name and subject, and which part of it where it was cut into several."""
-    several = torch.bincount(windows.recording, minlength=len(recordings)) > 1
+    """The recording's name and subject, and which of its windows where it was cut into several."""
+    number = torch.bincount(windows.recording, minlength=len(recordings))
+    first = (number.cumsum(0) - number)[windows.recording]
     subjects = recordings.fields.get("subject")
-    names = []
-    for row, start, stop in zip(windows.recording.tolist(), windows.start.tolist(), windows.stop.tolist(), strict=True):
-        name = recordings.names[row] if subjects is None else f"{recordings.names[row]} of {subjects[row]}"
-        names.append(f"{name}, {start:.0%} to {min(stop, 1):.0%}" if several[row] else name)
-    return tuple(names)
+    whole = [
+        name if subjects is None else f"{name} of {subject}"
+        for name, subject in zip(recordings.names, recordings.names if subjects is None else subjects, strict=True)
+    ]
+    place = (torch.arange(len(windows)) - first + 1).tolist()
+    return tuple(
+        f"{whole[row]}, window {at} of {int(number[row])}" if number[row] > 1 else whole[row]
+        for row, at in zip(windows.recording.tolist(), place, strict=True)
+    )

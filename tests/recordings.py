@@ -14,9 +14,9 @@ ACTIONS, JOINTS = ("wave", "walk", "sit"), 5
 
 
 def movement(
-    action: int, subject: int, trial: int, frames: int = 30
+    action: int, subject: int, trial: int, frames: int = 30, joints: int = JOINTS
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """One clip: inertial (2.7 x frames, 6) and skeleton (frames, 5, 3), whose rhythm tells the action."""
+    """One clip: inertial (2.7 x frames, 6) and skeleton (frames, joints, 3), whose rhythm tells the action."""
     random = np.random.default_rng([action, subject, trial])
     rhythm, phase = 1 + 2 * action, random.uniform(0, 1)
 
@@ -27,7 +27,7 @@ def movement(
             np.sin(2 * np.pi * (rhythm * share + phase)) * weights + random.normal(0, 0.1, (steps, columns))
         ).astype(np.float32)
 
-    return wave(int(2.7 * frames), 6), wave(frames, 3 * JOINTS).reshape(frames, JOINTS, 3) + 2
+    return wave(int(2.7 * frames), 6), wave(frames, 3 * joints).reshape(frames, joints, 3) + 2
 
 
 def clips(subjects: int = 4, trials: int = 2) -> list[tuple[int, int, int]]:
@@ -40,11 +40,11 @@ def clips(subjects: int = 4, trials: int = 2) -> list[tuple[int, int, int]]:
     ]
 
 
-def write_packed(folder: Path, subjects: int = 4, trials: int = 2) -> Path:
+def write_packed(folder: Path, subjects: int = 4, trials: int = 2, joints: int = JOINTS) -> Path:
     """raw.npz and meta.json, as the packed sets have them; three subjects to train, validate and test on."""
     folder.mkdir(parents=True)
     named = clips(subjects, trials)
-    pairs = [movement(*clip, frames=24 + 3 * (number % 4)) for number, clip in enumerate(named)]
+    pairs = [movement(*clip, frames=24 + 3 * (number % 4), joints=joints) for number, clip in enumerate(named)]
     arrays: dict[str, NDArray] = {}
     for name, parts in zip(("inertial", "skeleton"), zip(*pairs, strict=True), strict=True):
         arrays[name] = np.concatenate(parts)
@@ -55,6 +55,21 @@ def write_packed(folder: Path, subjects: int = 4, trials: int = 2) -> Path:
     splits = {"cross_subject": {"train": everyone[:-2], "val": everyone[-2:-1], "test": everyone[-1:]}}
     meta = {"actions": {str(number): name for number, name in enumerate(ACTIONS, 1)}, "splits": splits}
     (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+def write_wharf(folder: Path, length: int = 220) -> Path:
+    """One accelerometer: raw.npz with ``acc`` and ``offset``, labels and subjects as positions in meta.json."""
+    folder.mkdir(parents=True)
+    people = [*(f"f{at}" for at in range(1, 7)), *(f"m{at}" for at in range(1, 12))]
+    named = [(label, subject) for label in range(len(ACTIONS)) for subject in range(len(people))]
+    parts = [movement(label + 1, subject, 0, frames=length)[0][:length, :3] for label, subject in named]
+    label, subject = np.array(named).T
+    offset = np.r_[0, np.cumsum([len(part) for part in parts])]
+    np.savez(
+        folder / "raw.npz", acc=np.concatenate(parts).astype(np.float16), offset=offset, label=label, subject=subject
+    )
+    (folder / "meta.json").write_text(json.dumps({"activities": ACTIONS, "subjects": people}))
     return folder
 
 

@@ -1,6 +1,7 @@
 """Lightning modules, one per family."""
 
 from hardneg.modules.base import ContrastiveModule
+from hardneg.modules.har import HARModule
 from hardneg.modules.retrieval import RetrievalModule
 
-__all__ = ["ContrastiveModule", "RetrievalModule"]
+__all__ = ["ContrastiveModule", "HARModule", "RetrievalModule"]

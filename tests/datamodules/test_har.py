@@ -145,7 +145,7 @@ def test_csv_files_bring_their_split(tmp_path: Path) -> None:
     data = ready(write_sensor_files(tmp_path / "mine"), window=50, steps=None, batch_miner=NGAME(space="inertial"))
     assert data.spaces == ("inertial",)
     assert data.classes == tuple(sorted(ACTIONS))
-    assert data.text_of(data.ids("test")[:1], "inertial") == ["wave · dee_wave_0.csv of dee, 0% to 46%"]
+    assert data.text_of(data.ids("test")[:1], "inertial") == ["wave · dee_wave_0.csv of dee, window 1 of 2"]
 
 
 def test_without_a_split_says_how_to_give_one(tmp_path: Path) -> None:
