@@ -116,6 +116,11 @@ class HARData(RowsData):
                 document_names=self.names(self.spaces[0]),
             )
             self.start(table, self.sources)
+            if not len(self.batches):  # type: ignore[arg-type]  # start() has just made them
+                raise ValueError(
+                    f"{self}: {len(rows)} training windows are fewer than a batch, and drop_last leaves them out. Set "
+                    f"data.init_args.batch_size to {max(len(rows) // 2, 2)} or less, or a smaller hop."
+                )
             log.info(
                 "%s: %d windows of %d recordings to train on, %s",
                 self,

@@ -89,14 +89,16 @@ def write_mats(folder: Path, subjects: int = 2, trials: int = 1) -> Path:
     return folder
 
 
-def write_sensor_files(folder: Path, subjects: Sequence[str] = ("ann", "bob", "cem", "dee"), trials: int = 2) -> Path:
+def write_sensor_files(
+    folder: Path, subjects: Sequence[str] = ("ann", "bob", "cem", "dee"), trials: int = 2, frames: int = 40
+) -> Path:
     """What a stranger has: a csv file per recording, and recordings.csv that says who did what."""
     folder.mkdir(parents=True)
     rows = []
     for action, name in enumerate(ACTIONS, 1):
         for number, subject in enumerate(subjects, 1):
             for trial in range(trials):
-                signal, _ = movement(action, number, trial, frames=40)
+                signal, _ = movement(action, number, trial, frames=frames)
                 file = f"{subject}_{name}_{trial}.csv"
                 with (folder / file).open("w", newline="") as out:
                     lines = csv.writer(out)

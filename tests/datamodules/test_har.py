@@ -165,6 +165,7 @@ def test_without_a_split_says_how_to_give_one(tmp_path: Path) -> None:
         ({"label_share": 0}, "a share"),
         ({"modalities": ["skeleton", "video"]}, "no signal 'video'"),
         ({"splits": {"training": {}}}, "wants train, val, test"),
+        ({"batch_size": 13, "drop_last": True}, "12 training windows are fewer than a batch"),
     ],
 )
 def test_messages(folder: Path, options: dict[str, object], message: str) -> None:
