@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from hardneg.encoders.base import Encoder
 from hardneg.mining.workers import MakeEncoder, Workers
+from miners.offline.shards import explained
 from miners.offline.spool import write_chunks
 from miners.store import Store
 
@@ -109,9 +110,13 @@ class _Run:
     def fill(self, place: Path, processes: int) -> None:
         """Encode chunk by chunk into files, then write the store and remove them."""
         parts = place.with_name(place.name + ".parts")
-        parts.mkdir(parents=True, exist_ok=True)
-        joined = write_chunks(self.chunks(processes, parts), parts / "joined.npy")
-        Store(joined, space=self.kind, key=self.weights).save(place)
+        with explained(parts):
+            parts.mkdir(parents=True, exist_ok=True)
+        for _ in self.chunks(processes, parts):
+            pass
+        with explained(place):
+            finished = (np.load(chunk_path(parts, at), allow_pickle=False) for at in self._starts())
+            Store(write_chunks(finished, parts / "joined.npy"), space=self.kind, key=self.weights).save(place)
         shutil.rmtree(parts)
 
     def chunks(self, processes: int, parts: Path | None) -> Iterator[Tensor]:
@@ -119,7 +124,7 @@ class _Run:
         from tqdm.auto import tqdm
 
         starts = self._starts()
-        todo = [at for at in starts if parts is None or not (parts / f"{at:012d}.npy").exists()]
+        todo = [at for at in starts if parts is None or not chunk_path(parts, at).exists()]
         missing = set(todo)
         long = len(starts) > 1  # a single chunk has the encoder's own bar
         with (
@@ -130,9 +135,10 @@ class _Run:
                 if at in missing:
                     vectors = next(fresh)
                     if parts is not None:
-                        save(parts / f"{at:012d}.npy", vectors.numpy())
+                        save(chunk_path(parts, at), vectors.numpy())
                 else:
-                    vectors = torch.from_numpy(np.load(parts / f"{at:012d}.npy", allow_pickle=False))  # type: ignore[operator]
+                    assert parts is not None
+                    vectors = torch.from_numpy(np.load(chunk_path(parts, at), allow_pickle=False))
                 if self.seen is not None:
                     self.seen(at, vectors)
                 bar.update(len(vectors))
@@ -157,6 +163,11 @@ class _Run:
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         return normalize(vectors, dim=1) if self.unit else vectors
+
+
+def chunk_path(parts: Path, at: int) -> Path:
+    """Where the chunk that begins at a row is kept until the collection is whole."""
+    return parts / f"{at:012d}.npy"
 
 
 def plain(chunk: Any) -> Any:
@@ -186,9 +197,10 @@ def digest(words: Iterable[str], inputs: Sequence[Any]) -> str:
 def save(path: Path, array: np.ndarray) -> None:
     """Write an array whole or not at all."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explained(path):
+        try:
+            with open(temporary, "wb") as file:
+                np.save(file, array, allow_pickle=False)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

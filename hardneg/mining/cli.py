@@ -281,7 +281,8 @@ def unit(vectors: np.ndarray, dot: bool) -> np.ndarray:
     if vectors.ndim != 2:
         raise ValueError(f"Ready vectors have shape (n, d), got {vectors.shape}. Raw items need --encoder.")
     lengths = np.linalg.norm(vectors[:1024].astype(np.float32), axis=1)
-    if not dot and not np.allclose(lengths, 1, atol=1e-2):
+    lengths = lengths[np.isfinite(lengths)]  # the store names the rows that are not finite
+    if not dot and len(lengths) and not np.allclose(lengths, 1, atol=1e-2):
         raise ValueError(
             f"Ready vectors have lengths between {lengths.min():.3g} and {lengths.max():.3g}. Scale them to length 1, "
             "or give --dot for inner products as they are."

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from miners.index import TorchIndex
 from miners.offline import Dense
+from miners.offline.sources import certified
 from miners.store import Store
 
 PIECE = 16384  # documents searched together
@@ -33,6 +34,7 @@ class Overlap:
         self.scores = torch.empty(len(queries), 0)  # (Q, up to depth), best first
         self.rows = torch.empty(len(queries), 0, dtype=torch.int64)  # (Q, up to depth)
         self.taken = 0  # documents
+        self.uncertified = self.searched = 0  # as a `TorchIndex` counts them
         self._waiting: list[Tensor] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._running: Future[None] | None = None
@@ -52,7 +54,7 @@ class Overlap:
         if self._running is not None:
             self._running.result()
         self._thread.shutdown()
-        return Searched(self.scores, self.rows, index, quota, self.device) if self.taken == documents else None
+        return Searched(self, index, quota) if self.taken == documents else None
 
     def _begin(self) -> None:
         """Search what is waiting, after the last piece: one at a time, so that only two are in memory."""
@@ -74,17 +76,22 @@ class Overlap:
             scores.append(best[:, : self.depth])
             rows.append(torch.cat([self.rows[here], places.cpu()], dim=1).gather(1, order[:, : self.depth]))
         self.scores, self.rows = torch.cat(scores), torch.cat(rows)
+        self.uncertified += index.uncertified
+        self.searched += index.searched
 
 
 class Searched(Dense):
     """A dense source whose search is done; in a table's metadata it is the `Dense` that would have searched."""
 
-    def __init__(self, scores: Tensor, rows: Tensor, index: str, quota: int, device: str) -> None:
-        super().__init__(index, quota, device=device)
-        self.scores, self.rows = scores, rows
+    def __init__(self, done: Overlap, index: str, quota: int) -> None:
+        super().__init__(index, quota, device=done.device)
+        self._done = done
 
     def attach(self, corpus: Store) -> None:
         """Nothing is left to build."""
 
     def propose(self, query_rows: Tensor, query_vectors: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-        return self.rows[query_rows, :k], self.scores[query_rows, :k]
+        return self._done.rows[query_rows, :k], self._done.scores[query_rows, :k]
+
+    def report(self) -> str | None:
+        return certified(self._done.uncertified, self._done.searched)

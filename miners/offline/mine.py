@@ -141,6 +141,9 @@ def mine(
             else:
                 shards.write(start // chunk, tables)
             report(int(rows[-1]) + 1)
+        for source in chosen if todo else ():
+            if text := source.report():
+                logger.info("%s: %s", source.name, text)
         if shards is not None:
             return shards.finish(len(starts))
         return MinedNegatives.join(parts, record)

@@ -105,7 +105,7 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            advice = "no room on the disk. Finished shards are kept: make room and run again to go on"
+            advice = "no room on the disk. What is finished is kept: make room and run again to go on"
         else:
-            advice = "cannot be written there. Choose another out, or change the permissions"
+            advice = "cannot be written there. Choose another place, or change the permissions"
         raise OSError(error.errno, f"{path}: {advice} ({error.strerror or error}).") from error

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miners.index import Index, build_index
+from miners.index import Index, TorchIndex, build_index
 from miners.store import Store
 
 
@@ -40,6 +40,10 @@ class Source(ABC):
     def settings(self) -> dict[str, Any]:
         """What shaped the proposals, for the table's metadata."""
         return {"quota": self.quota, "name": self.name}
+
+    def report(self) -> str | None:
+        """What is worth telling of the search when all is found; None for nothing."""
+        return None
 
 
 class Dense(Source):
@@ -77,6 +81,15 @@ class Dense(Source):
         return (
             super().settings() | {"index": index} | ({"factory": factory, "parameters": parameters} if factory else {})
         )
+
+    def report(self) -> str | None:
+        index = self._index
+        return certified(index.uncertified, index.searched) if isinstance(index, TorchIndex) else None
+
+
+def certified(uncertified: int, searched: int) -> str:
+    """How often screening was not enough, in a sentence."""
+    return f"{uncertified:,} of {searched:,} searches were done again in float32 ({uncertified / max(searched, 1):.2%})"
 
 
 class Lexical(Source):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import io
 import os
@@ -205,3 +206,61 @@ def test_wrong_arguments_are_told(tmp_path) -> None:
     np.save(tmp_path / "l.npy", np.zeros(4, dtype=np.int64))
     with pytest.raises(ValueError, match="is a dict, no hardneg"):
         hardneg_mine(*out, "--corpus", tmp_path / "d.npy", "--labels", tmp_path / "l.npy", "--encoder", "builtins.dict")
+
+
+def broken(vectors: np.ndarray, known: str, tmp_path: Path) -> tuple[object, ...]:
+    """Ten queries of four dims and these documents."""
+    np.save(tmp_path / "q.npy", np.eye(10, 4, dtype=np.float32) + np.eye(10, 4, -4) + np.eye(10, 4, -8))
+    np.save(tmp_path / "d.npy", vectors)
+    (tmp_path / "known.tsv").write_text("query-id\tcorpus-id\n" + known)
+    files = ("--queries", tmp_path / "q.npy", "--corpus", tmp_path / "d.npy", "--known", tmp_path / "known.tsv")
+    return (*files, "--out", tmp_path / "mined.parquet")
+
+
+def test_broken_vectors_end_in_one_sentence_and_leave_nothing(tmp_path) -> None:
+    every = "".join(f"{row}\t0\n" for row in range(10))
+    vectors = np.eye(20, 4, dtype=np.float32)
+    vectors[4:, 0] = 1
+    nan = vectors.copy()
+    nan[7, 1] = np.nan
+    for documents, known, message in [
+        (nan, every, r"row 7 \(id 7\) holds NaN or infinity"),
+        (np.eye(20, 20, dtype=np.float32), every, "queries have 4 dims, documents 20"),
+        (vectors, "0\t0\n", "9 of 10 queries have no known positive, the first is query 1"),
+        (vectors.astype(np.int64), every, "expected float16, float32 or float64 values, got int64"),
+        (vectors[0], every, r"have shape \(n, d\), got \(4,\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            hardneg_mine(*broken(documents, known, tmp_path))
+        assert not list(tmp_path.glob("mined*"))
+    (tmp_path / "d.npy").write_text("no array")
+    with pytest.raises(ValueError, match=r"d\.npy is no \.npy array"):
+        hardneg_mine(
+            "--corpus", tmp_path / "d.npy", "--labels", tmp_path / "q.npy", "--out", tmp_path / "mined.parquet"
+        )
+
+
+def test_a_full_disk_while_encoding_is_told_and_the_next_run_goes_on(tmp_path, monkeypatch) -> None:
+    import hardneg.mining.cache as module
+
+    monkeypatch.setattr(module, "CHUNK", 2)
+    texts, save, written = [f"text {number}" for number in range(7)], np.save, []
+
+    def full(file, array, **how):  # type: ignore[no-untyped-def]
+        if len(written) == 2:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(array)
+        save(file, array, **how)
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match=r"000000000004\.npy: no room on the disk\. What is finished is kept"):
+        EmbeddingCache(tmp_path).encode(Flattened(), texts, "document")
+    monkeypatch.setattr(np, "save", save)
+    encoder = Flattened()
+    store = EmbeddingCache(tmp_path).encode(encoder, texts, "document")
+    assert encoder.calls == 2
+    assert torch.equal(store.vectors, EmbeddingCache(None).encode(Flattened(), texts, "document").vectors)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot be written there\. Choose another place"):
+        EmbeddingCache(tmp_path / "file").encode(Flattened(), texts, "document")

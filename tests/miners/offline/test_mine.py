@@ -328,6 +328,12 @@ def test_what_cannot_be_mined_is_refused_in_one_sentence(tmp_path) -> None:
         RelativeMargin(1)
 
 
+def test_how_often_screening_was_not_enough_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    mine(gaussian(100, 32, 0), gaussian(500, 32, 1), [[0]] * 100, num_negatives=1, index="torch")
+    assert "dense: 0 of 100 searches were done again in float32 (0.00%)" in caplog.text
+
+
 def test_progress_is_told() -> None:
     told: list[tuple[int, int]] = []
     mine(
@@ -407,7 +413,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path) -> None:
     run = child(str(out), "2000")
     _, errors = run.communicate()
     assert run.returncode == 1
-    assert "no room on the disk. Finished shards are kept" in errors
+    assert "no room on the disk. What is finished is kept" in errors
     assert not out.exists()
     assert not list((tmp_path / "mined.parquet.parts").glob(".*"))
     assert child(str(out)).wait() == 0
@@ -440,7 +446,7 @@ def test_shards_of_an_interrupted_run_are_used_and_guarded(tmp_path, monkeypatch
 
 def test_an_output_that_cannot_be_written_is_told(tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot be written there\. Choose another out"):
+    with pytest.raises(OSError, match=r"cannot be written there\. Choose another place"):
         mine(QUERIES, CORPUS, KNOWN, num_negatives=1, out=tmp_path / "file" / "mined.parquet")
 
 
