@@ -20,9 +20,15 @@ COMMANDS = {
     "mine": "write a table of hard negatives",
     "audit": "say how hard, how fresh and how false a table of negatives is",
     "report": "draw the page of a finished run",
+    "benchmark": "run suites of chains under one budget, and compare them",
 }
 LIGHTNING = ("fit", "validate", "test", "predict")
-OTHERS = {"mine": "hardneg.mining.cli", "audit": "hardneg.audit.cli", "report": "hardneg.report.cli"}
+OTHERS = {
+    "mine": "hardneg.mining.cli",
+    "audit": "hardneg.audit.cli",
+    "report": "hardneg.report.cli",
+    "benchmark": "hardneg.benchmark.cli",
+}
 
 DESCRIPTION = """\
 Configs are small files that combine: one for the data, one for the model, any number for miners. Relative names are

@@ -57,7 +57,8 @@ def test_import_directions(folder):
 
 def test_nothing_imports_the_cli():
     commands = {"hardneg.cli", "hardneg.lightning_cli"}
-    doors = {"hardneg/cli.py", "hardneg/lightning_cli.py", "hardneg/quickstart.py", "hardneg/__main__.py"}
+    # the quickstart and a cell of a benchmark are `hardneg fit` with other arguments
+    doors = {"hardneg/cli.py", "hardneg/lightning_cli.py", "hardneg/quickstart.py", "hardneg/benchmark/cell.py"}
     for path, tree in sources(*FOLDERS):
         assert path in doors or not imported(tree) & commands, f"{path} imports the CLI"
 

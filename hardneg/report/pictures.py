@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import matplotlib
@@ -32,6 +32,7 @@ _STYLE: Any = {
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
+    "text.color": _STAND_IN["ink"],
     "axes.titlecolor": _STAND_IN["ink"],
     "axes.labelcolor": _STAND_IN["muted"],
     "axes.edgecolor": _STAND_IN["rule"],
@@ -93,9 +94,16 @@ class Picture:
 
 
 def draw(
-    title: str, panels: Sequence[Panel], y_label: str, width: float = 10.4, height: float = 2.7, floor: bool = False
+    title: str,
+    panels: Sequence[Panel],
+    y_label: str,
+    width: float = 10.4,
+    height: float = 2.7,
+    floor: bool = False,
+    x_label: str = "optimiser step",
+    one_scale: bool = True,
 ) -> Picture:
-    """Draw panels side by side over one y axis; x is the optimiser step.
+    """Draw panels side by side over one y axis.
 
     Long curves are drawn as means over equal shares of their points, with the range behind them.
 
@@ -106,34 +114,64 @@ def draw(
         width: inches of the whole picture, 96 pixels each at full size.
         height: inches of one row of panels.
         floor: let the y axis start at 0.
+        x_label: what the curves' steps count.
+        one_scale: panels share their axes; False where they show things that nobody compares.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     averaged = 1
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title}):  # the same curves make the same bytes
-        figure = Figure(figsize=(width, height * rows), layout="constrained")
-        canvas = FigureCanvasSVG(figure)
-        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+
+    def paint(figure: Figure) -> None:
+        nonlocal averaged
+        axes = figure.subplots(rows, columns, sharex=one_scale, sharey=one_scale, squeeze=False).ravel()
         for axis, panel in zip(axes, panels, strict=False):
             for line in panel.lines:
                 averaged = max(averaged, _draw(axis, line))
             if panel.title:
                 axis.set_title(panel.title)
-            axis.set_xlabel("optimiser step")
+            axis.set_xlabel(x_label)
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axis.yaxis.set_major_locator(MaxNLocator(5))
             axis.tick_params(labelbottom=True)
             axis.margins(x=0.02)
+            if floor:
+                axis.set_ylim(bottom=0)
         for axis in axes[len(panels) :]:
             axis.remove()
         for row in range(rows):
             axes[row * columns].set_ylabel(y_label)
-        if floor:
-            axes[0].set_ylim(bottom=0)
+
+    legend = dict.fromkeys((line.label, line.colour, _form(line)) for panel in panels for line in panel.lines)
+    return replace(sketch(title, paint, tuple(legend), width, height * rows), averaged=averaged)
+
+
+def sketch(
+    title: str,
+    paint: Callable[[Figure], None],
+    legend: tuple[tuple[str, str, str], ...] = (),
+    width: float = 10.4,
+    height: float = 2.7,
+) -> Picture:
+    """Anything that matplotlib draws, in the page's style; colours are those of `colour`.
+
+    Args:
+        title: of the picture.
+        paint: draws into an empty figure.
+        legend: (label, colour, form) of the page's own legend.
+        width, height: inches.
+    """
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title}):  # the same curves make the same bytes
+        figure = Figure(figsize=(width, height), layout="constrained")
+        canvas = FigureCanvasSVG(figure)
+        paint(figure)
         out = io.StringIO()
         canvas.print_svg(out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    legend = dict.fromkeys((line.label, line.colour, _form(line)) for panel in panels for line in panel.lines)
-    return Picture(_inline(out.getvalue(), title), title, tuple(legend), averaged)
+    return Picture(_inline(out.getvalue(), title), title, legend, 1)
+
+
+def colour(name: str) -> str:
+    """What matplotlib is to draw with, so that the page shows the variable ``name``, one of `COLOURS`."""
+    return _STAND_IN[name]
 
 
 def thinned(curve: Curve, share: int) -> tuple[NDArray[np.float64], ...]:

@@ -1,0 +1,286 @@
+"""One cell of a suite: trained, evaluated, and left behind as one folder that is whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hardneg.benchmark.meter import Meter
+from hardneg.benchmark.peer import make_peer
+from hardneg.benchmark.suite import WORK, Cell, Phase
+from hardneg.cli import find_configs, make_loggers
+from hardneg.lightning_cli import HardnegCLI
+from hardneg.report.evaluation import write_whole
+
+RUN, SCORES, CURVES = "run.json", "scores.parquet", "curves.parquet"
+FOREVER = 10**9  # steps, where seconds end a fit
+
+
+class _Checked(HardnegCLI):
+    """Parses and checks types and class paths; makes nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+
+def find_overlay(name: str) -> Path:
+    """A YAML file here, or among those that ship with hardneg.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    return Path(find_configs([f"--config={name}"])[0].removeprefix("--config="))
+
+
+def check_cell(cell: Cell, folder: Path) -> None:
+    """Read the overlays of a cell as its run will, so that a misspelt key shows before hours of other cells.
+
+    Raises:
+        ValueError: what jsonargparse says, with the name of the cell.
+    """
+    for phase in cell.phases:
+        with _work(folder / "check" / cell.key) as work:
+            _parse(_Checked, cell, phase, work)
+    if cell.peer is not None:
+        make_peer(cell.peer)
+        if "seconds" in cell.budget:
+            raise ValueError(f"{cell.label}: peers count steps; give the suite a budget of steps.")
+
+
+def run_cell(cell: Cell, folder: Path, group: str = "", wandb: bool = False) -> dict[str, Any]:
+    """Train and evaluate a cell; its folder appears when everything is in it.
+
+    Args:
+        cell: what to run.
+        folder: where cells are; the cell's own is named by its key.
+        group: of the W&B run.
+        wandb: whether to log to W&B too.
+
+    Returns:
+        What stands in its run.json.
+
+    Raises:
+        ValueError, OSError, ImportError: overlays that do not go together, data that are not there, ...
+    """
+    began, cpu = time.perf_counter(), time.process_time()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(cell.threads)
+    part = folder / f".{cell.key}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    meter, environment = Meter(), dict(os.environ)
+    os.environ |= {"WANDB_RUN_GROUP": group, "WANDB_NAME": cell.label}
+    try:
+        with _work(part / "work") as work:
+            cli, weights = _train(cell, meter, work, wandb)
+            scores = _evaluate(cell, cli, meter)
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(threads)
+    record = cell.content | {
+        "key": cell.key,
+        "label": cell.label,
+        "weights": weights,
+        "steps": meter.steps,
+        "samples": meter.samples,
+        "seconds": meter.seconds,
+        "seconds_before_training": meter.seconds_before_training,
+        "refresh_seconds": meter.refresh_seconds,
+        "wall_seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu,
+        "queries": {split: len(next(iter(by_query.values()))) for split, by_query in scores.items()},
+        "means": {split: {m: math.fsum(of.values()) / len(of) for m, of in s.items()} for split, s in scores.items()},
+        "machine": machine(),
+    }
+    _write(part, cell.key, meter, scores, record)
+    shutil.rmtree(folder / cell.key, ignore_errors=True)
+    os.rename(part, folder / cell.key)
+    return record
+
+
+def weights_of(module: torch.nn.Module) -> str:
+    """A hash of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def machine() -> dict[str, Any]:
+    """What results depend on besides the cell."""
+    packages = ("hardneg", "torch", "pytorch-lightning", "sentence-transformers")
+    versions = {name: _version(name) for name in packages}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"device": device, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _train(cell: Cell, meter: Meter, work: Path, wandb: bool) -> tuple[HardnegCLI, str]:
+    """Go through the phases; the last one's module is evaluated. Also a hash of the weights that all began with."""
+    weights = ""
+    for number, phase in enumerate(cell.phases):
+        last = number == len(cell.phases) - 1
+        cli = _parse(HardnegCLI, cell, phase, work)
+        weights = weights or weights_of(getattr(cli.model, "encoder", cli.model))
+        if wandb:
+            cli.trainer.loggers = make_loggers(["wandb"], str(work))
+        cli.trainer.callbacks.append(meter)
+        if phase.command == "predict":
+            meter.begin(None)
+            cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
+            meter.pause()
+            meter.seconds_before_training = meter.seconds if number == 0 else meter.seconds_before_training
+        elif phase.share:
+            steps, seconds = _share(cell, phase)
+            meter.begin(seconds)
+            if cell.peer is not None and last:
+                _fit_peer(cell, cli, meter, steps)
+            else:
+                cli.trainer.fit(cli.model, cli.datamodule)
+            meter.pause()
+            if not last:
+                cli.model.save_pretrained(str(work / "model"))
+    return cli, weights
+
+
+def _fit_peer(cell: Cell, cli: HardnegCLI, meter: Meter, steps: int) -> None:
+    every = math.ceil(steps / cell.points)
+
+    def evaluate() -> None:
+        if meter.steps % every == 0:
+            meter.pause()
+            cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
+            meter.resume()
+
+    assert cell.peer is not None
+    cli.datamodule.setup("fit")
+    make_peer(cell.peer).fit(cli.model, cli.datamodule, steps, cell.seed, meter, evaluate)
+
+
+def _evaluate(cell: Cell, cli: HardnegCLI, meter: Meter) -> dict[str, Mapping[str, Mapping[str, float]]]:
+    """Each query's measures, by split: dev as it was measured after the last step, test once."""
+    scores: dict[str, Mapping[str, Mapping[str, float]]] = {}
+    model: Any = cli.model
+    if meter.measured_at != meter.steps:
+        cli.trainer.validate(model, cli.datamodule, verbose=False)
+    scores["dev"] = model.measures.by_query
+    if cell.test:
+        cli.trainer.test(model, cli.datamodule, verbose=False)
+        scores["test"] = model.measures.by_query
+    return scores
+
+
+def _share(cell: Cell, phase: Phase) -> tuple[int, float | None]:
+    """Steps and seconds of a fit."""
+    if "seconds" in cell.budget:
+        return FOREVER, cell.budget["seconds"] * phase.share
+    return max(round(cell.budget["steps"] * phase.share), 1), None
+
+
+def _parse(kind: type[HardnegCLI], cell: Cell, phase: Phase, work: Path) -> HardnegCLI:
+    """Read the overlays as `hardneg fit` does, the suite's own settings last, and (with ``HardnegCLI``) make all parts.
+
+    Raises:
+        ValueError: what the parser says.
+    """
+    arguments = []
+    for number, overlay in enumerate(phase.overlays):
+        file = work / f"{number}.yaml"
+        file.write_text(overlay.text.replace(WORK, str(work)), encoding="utf-8")
+        arguments += ["--config", str(file)]
+    own = work / "suite.yaml"
+    own.write_text(json.dumps({"trainer": _trainer(cell, phase)}), encoding="utf-8")
+    arguments += ["--config", str(own), f"--seed_everything={cell.seed}", f"--folder={work}"]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said) if kind is _Checked else contextlib.nullcontext():
+            return kind.start(arguments, run=False)
+    except SystemExit:
+        message = said.getvalue().partition("error: ")[2].strip() or "its overlays cannot be read; see above"
+        for number, overlay in enumerate(phase.overlays):
+            message = message.replace(str(work / f"{number}.yaml"), overlay.name)
+        raise ValueError(f"{cell.label}: {message}") from None
+
+
+def _trainer(cell: Cell, phase: Phase) -> dict[str, Any]:
+    """What every cell of a suite has alike, whatever an overlay says."""
+    steps, seconds = _share(cell, phase) if cell.budget else (1, None)
+    points = max(cell.points, 1)
+    validate: Any = math.ceil(steps / points)
+    if seconds is not None:
+        validate = {"milliseconds": math.ceil(1000 * seconds / points)}
+    return {
+        "max_steps": steps,
+        "max_epochs": None,
+        "max_time": None,
+        "limit_val_batches": None,
+        "val_check_interval": validate,
+        "check_val_every_n_epoch": None,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+
+
+def _write(
+    part: Path,
+    key: str,
+    meter: Meter,
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]],
+    record: Mapping[str, Any],
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        (key, split, measure, query, value)
+        for split, by_measure in scores.items()
+        for measure, by_query in by_measure.items()
+        for query, value in by_query.items()
+    ]
+    pq.write_table(_table(rows, ("key", "split", "measure", "query", "value"), pa.float64()), part / SCORES)
+    points = [(key, p.name, p.step, p.seconds, p.samples, p.value) for p in meter.points]
+    pq.write_table(_table(points, ("key", "name", "step", "seconds", "samples", "value"), pa.float64()), part / CURVES)
+    write_whole(part / RUN, json.dumps(record, indent=1, ensure_ascii=False))
+
+
+def _table(rows: list[Any], names: tuple[str, ...], number: Any) -> Any:
+    """Rows as an Arrow table whose column types do not depend on the values."""
+    import pyarrow as pa
+
+    kinds = {"step": pa.int64(), "samples": pa.int64(), "seconds": number, "value": number}
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+    arrays = [pa.array(list(c), kinds.get(name, pa.string())) for name, c in zip(names, columns, strict=True)]
+    return pa.table(dict(zip(names, arrays, strict=True)))
+
+
+@contextlib.contextmanager
+def _work(folder: Path) -> Iterator[Path]:
+    """A folder for as long as it is needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,142 @@
+"""The three tables of a suite: its runs, every query's scores, and curves. The report is made of them alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hardneg.benchmark.cell import CURVES, SCORES
+from hardneg.benchmark.suite import Suite
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+RUNS = "runs.parquet"
+METADATA = b"hardneg.benchmark"
+WHO = ("key", "data", "model", "chain", "seed", "purpose", "option", "weights")
+COSTS = (
+    "steps",
+    "samples",
+    "seconds",
+    "seconds_before_training",
+    "refresh_seconds",
+    "wall_seconds",
+    "cpu_seconds",
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a suite left behind.
+
+    Args:
+        runs: one row per cell: who it is, what it cost, means as ``dev/<measure>`` and ``test/<measure>``.
+        scores: key, split, measure, query, value.
+        curves: key, name (``loss``, ``hardness_mean``, ``dev/<measure>``, ...), step, seconds, samples, value.
+        about: the suite's settings, choices, failures and machine.
+    """
+
+    runs: pd.DataFrame
+    scores: pd.DataFrame
+    curves: pd.DataFrame
+    about: Mapping[str, Any]
+
+    @property
+    def split(self) -> str:
+        """What is judged: test where it was read, else dev."""
+        return "test" if self.about["test"] else "dev"
+
+    def of(self, purpose: str) -> pd.DataFrame:
+        """The cells of one purpose."""
+        return self.runs[self.runs.purpose == purpose]
+
+
+def write_tables(
+    folder: Path,
+    suite: Suite,
+    records: Sequence[Mapping[str, Any]],
+    chosen: Mapping[tuple[str, str, str], int],
+    failed: Mapping[str, str],
+) -> None:
+    """Join the records of cells, in their order.
+
+    Args:
+        folder: of the suite's results.
+        suite: whose cells they are.
+        records: of finished cells, with their folders.
+        chosen: which option dev chose, by (data, model, chain).
+        failed: label -> reason.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    measures = dict.fromkeys(f"{s}/{m}" for r in records for s, means in r["means"].items() for m in means)
+    columns: dict[str, list[Any]] = {name: [record[name] for record in records] for name in (*WHO, *COSTS)}
+    for name in measures:
+        split, measure = name.split("/", 1)
+        columns[name] = [record["means"].get(split, {}).get(measure) for record in records]
+    columns["chosen"] = [
+        record["purpose"] != "tune"
+        or chosen.get((record["data"], record["model"], record["chain"])) == record["option"]
+        for record in records
+    ]
+    reads = folder / "test_reads.jsonl"
+    about = {
+        **{
+            name: getattr(suite, name) for name in ("name", "baseline", "measure", "margin", "level", "test", "threads")
+        },
+        "budget": dict(suite.budget),
+        "data": list(suite.data),
+        "models": list(suite.models),
+        "chains": [chain.name for chain in suite.chains],
+        "options": {chain.name: [option.content for option in chain.tune] for chain in suite.chains if chain.tune},
+        "queries": {record["data"]: record["queries"] for record in records if record["purpose"] != "tune"},
+        "failed": dict(failed),
+        "test_reads": len(reads.read_text(encoding="utf-8").splitlines()) if reads.exists() else 0,
+        "machines": list({json.dumps(record["machine"]): record["machine"] for record in records}.values()),
+    }
+    runs = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(about).encode()})
+    _replace(runs, folder / RUNS)
+    for name in (SCORES, CURVES):
+        parts = [pq.read_table(Path(record["folder"]) / name) for record in records]
+        _replace(pa.concat_tables(parts), folder / name) if parts else None
+
+
+def read_results(folder: Path) -> Results:
+    """Read the three tables.
+
+    Raises:
+        FileNotFoundError: one is missing; says how to make it.
+        ValueError: a Parquet file that is not this one's.
+    """
+    import pyarrow.parquet as pq
+
+    for name in (RUNS, SCORES, CURVES):
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                f"{folder / name} does not exist. Make it: hardneg benchmark run SUITE --folder {folder}"
+            )
+    runs = pq.read_table(folder / RUNS)
+    metadata = runs.schema.metadata or {}
+    if METADATA not in metadata:
+        raise ValueError(f"{folder / RUNS} was not written by `hardneg benchmark run`.")
+    return Results(
+        runs.to_pandas(),
+        pq.read_table(folder / SCORES).to_pandas(),
+        pq.read_table(folder / CURVES).to_pandas(),
+        json.loads(metadata[METADATA]),
+    )
+
+
+def _replace(table: pa.Table, file: Path) -> None:
+    """Write a table so that nobody ever finds half of it."""
+    import pyarrow.parquet as pq
+
+    half = file.with_name(f".{file.name}.part")
+    pq.write_table(table, half, compression="zstd")
+    os.replace(half, file)
