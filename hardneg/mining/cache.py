@@ -26,7 +26,7 @@ from miners.store import Store
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 2048  # inputs encoded between two writes: what a crash costs at most
+CHUNK = 1024  # inputs encoded between two writes: what a crash costs at most
 
 Seen = Callable[[int, Tensor], None]
 
@@ -109,7 +109,7 @@ class _Run:
 
     def fill(self, place: Path, processes: int) -> None:
         """Encode chunk by chunk into files, then write the store and remove them."""
-        parts = place.with_name(place.name + ".parts")
+        parts = place.with_name(f"{place.name}.{CHUNK}.parts")  # parts of another size are no parts of this run
         with explained(parts):
             parts.mkdir(parents=True, exist_ok=True)
         for _ in self.chunks(processes, parts):

@@ -14,7 +14,7 @@ from miners.store import Store
 
 PIECE = 16384  # documents searched together
 QUERIES = 8192  # queries searched together
-MOST_KEPT = 1 << 25  # results kept in memory, 12 bytes each; with more, the search waits for the whole corpus
+MOST_KEPT = 1 << 24  # results kept in memory, 12 bytes each: 200 MB; with more, the search waits for the whole corpus
 
 
 class Overlap:
