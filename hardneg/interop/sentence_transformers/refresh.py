@@ -28,10 +28,10 @@ GATHERED_ROWS = 1 << 16  # vectors of each process that travel at a time
 
 
 class RefreshNegatives(TrainerCallback):
-    """Encode the anchors with the model as it is, and hand them to the batch miners; keep their order in checkpoints.
+    """Encode the anchors with the model as it is, and hand them to the batch miners; keep both in checkpoints.
 
     Anchors go through the trainer's own collator, so that prompts, router tasks and lengths are those of training. Each
-    process encodes its share. A resumed run goes on with the very order that it had.
+    process encodes its share. A resumed run goes on with the very order and embeddings that it had.
 
     Args:
         batches: what the training arguments have as ``batch_sampler``.
@@ -64,7 +64,7 @@ class RefreshNegatives(TrainerCallback):
         ):
             if value is not None and value < 1:
                 raise ValueError(f"RefreshNegatives({name}={value}): wants at least 1.")
-        batches.refreshed = True
+        self.batches = batches
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.start_epoch = start_epoch
@@ -74,8 +74,12 @@ class RefreshNegatives(TrainerCallback):
         self.refreshes = 0
         self._samplers: list[MinerBatchSampler] = []
         self._collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
-        self._made_at = -1  # step whose weights made the embeddings
+        self._vectors: list[Tensor] = []  # (A, d) of each data set, as last made
+        self._made_at = -1  # step whose weights made them
         self._goes_on = -1  # epoch whose order came from a checkpoint
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.batches.refreshed = True  # not before: a callback that no trainer was given refreshes nothing
 
     def on_train_begin(
         self,
@@ -85,6 +89,7 @@ class RefreshNegatives(TrainerCallback):
         train_dataloader: DataLoader[Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        self.batches.refreshed = True
         self._samplers = samplers_of(train_dataloader)
         if not self._samplers:
             raise ValueError(
@@ -133,15 +138,17 @@ class RefreshNegatives(TrainerCallback):
         if model is None or step == self._made_at:
             return
         started = time.perf_counter()
-        for sampler in self._samplers:
-            vectors = self.embed(model, sampler)
-            sampler.miner.refresh({"query": Store(vectors, space="query", version=step)})
-        self._made_at = step
+        self._hand_over([self.embed(model, sampler) for sampler in self._samplers], step)
         self.refreshes += 1
         spent = time.perf_counter() - started
         self.seconds += spent
         anchors = sum(len(sampler.attach()) for sampler in self._samplers)
         log.info("refresh %d at step %d: %d anchors in %.1f s", self.refreshes, step, anchors, spent)
+
+    def _hand_over(self, vectors: list[Tensor], step: int) -> None:
+        for sampler, found in zip(self._samplers, vectors, strict=True):
+            sampler.miner.refresh({"query": Store(found, space="query", version=step)})
+        self._vectors, self._made_at = vectors, step
 
     @torch.no_grad()
     def embed(self, model: SentenceTransformer, sampler: MinerBatchSampler) -> Tensor:
@@ -177,8 +184,13 @@ class RefreshNegatives(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = _checkpoint(args, state)
         if state.is_world_process_zero and folder.is_dir():
-            losses = {name: loss.chain_state() for name, loss in self.losses.items()}
-            torch.save({"batches": [s.state_dict() for s in self._samplers], "losses": losses}, folder / STATE_FILE)
+            kept = {
+                "batches": [sampler.state_dict() for sampler in self._samplers],
+                "losses": {name: loss.chain_state() for name, loss in self.losses.items()},
+                "vectors": self._vectors,
+                "made_at": self._made_at,
+            }
+            torch.save(kept, folder / STATE_FILE)
 
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         path = _checkpoint(args, state) / STATE_FILE
@@ -195,6 +207,14 @@ class RefreshNegatives(TrainerCallback):
                 f"{path} was saved with {len(saved['batches'])} data sets, and this training has "
                 f"{len(self._samplers)}. Resume with the same data."
             )
+        if missing := sorted(self.losses.keys() - saved["losses"].keys()):
+            raise ValueError(
+                f"{path} was saved without the chain of the losses {missing}. Resume with RefreshNegatives(loss=None)."
+            )
+        if saved["vectors"]:
+            for sampler in self._samplers:
+                sampler.attach()
+            self._hand_over(saved["vectors"], saved["made_at"])
         for sampler, part in zip(self._samplers, saved["batches"], strict=True):
             sampler.load_state_dict(part)
         for name, loss in self.losses.items():

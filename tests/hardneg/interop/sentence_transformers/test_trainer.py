@@ -81,6 +81,12 @@ def planned(model: SentenceTransformer, dataset: Dataset, epoch: int, seed: int,
     return list(miner)
 
 
+def not_given(batches: MinerBatches) -> MinerBatches:
+    """Batches whose callback no trainer knows."""
+    RefreshNegatives(batches)
+    return batches
+
+
 def test_batches_are_those_that_ngame_planned(tmp_path, student, student_folder):
     dataset, loss = data(), Recorder(student)
     batches = MinerBatches(NGAME(cluster_size=4))
@@ -123,26 +129,32 @@ def test_a_refresh_by_steps_arranges_what_is_left(tmp_path, student):
     assert loss.rows(dataset) != still
 
 
-@pytest.mark.parametrize("folder", ["output_dir", "resume_argument"])
-def test_a_resumed_run_is_the_unbroken_one(tmp_path, student_folder, guide, folder):
+@pytest.mark.parametrize(
+    ("folder", "clock", "stop"),
+    [
+        ("output_dir", {"every_n_steps": 4}, 8),  # in the middle of the second epoch
+        ("resume_argument", {"every_n_epochs": 5}, 6),  # between epochs, of which the second has the first's embeddings
+    ],
+)
+def test_a_resumed_run_is_the_unbroken_one(tmp_path, student_folder, guide, folder, clock, stop):
     dataset = data()
 
     def start(where: Path, **settings: Any) -> tuple[SentenceTransformerTrainer, Recorder]:
         model = SentenceTransformer(str(student_folder), device="cpu")
         loss = Recorder(model, [InBatch(), GIST(), MemoryQueue(8)], InfoNCE(learn_temperature=True), guide)
         batches = MinerBatches(NoDuplicates(NGAME(cluster_size=4)))
-        refresh = RefreshNegatives(batches, every_n_steps=4, loss=loss)
+        refresh = RefreshNegatives(batches, **clock, loss=loss)
         return trainer_of(where, model, loss, dataset, batches, [refresh], **settings), loss
 
-    unbroken, whole = start(tmp_path / "a", save_strategy="steps", save_steps=8)
+    unbroken, whole = start(tmp_path / "a", save_strategy="steps", save_steps=stop)
     unbroken.train()
     place = tmp_path / "a" if folder == "output_dir" else tmp_path / "b"
     again, rest = start(place, save_strategy="no")
-    checkpoint = str(tmp_path / "a" / "checkpoint-8")
+    checkpoint = str(tmp_path / "a" / f"checkpoint-{stop}")
     if folder == "resume_argument":  # a checkpoint from elsewhere must be named there
         again.args.resume_from_checkpoint = checkpoint
     again.train(resume_from_checkpoint=checkpoint)
-    assert rest.seen == whole.seen[8:]
+    assert rest.seen == whole.seen[stop:]
     assert rest.steps == whole.steps == 12
     for weight, expected in zip(again.model.parameters(), unbroken.model.parameters(), strict=True):
         assert torch.equal(weight, expected)
@@ -243,6 +255,7 @@ def test_processes_get_the_slices_of_a_global_batch(monkeypatch):
         (lambda _: RefreshNegatives(MinerBatches(NGAME()), every_n_steps=0), ValueError, "at least 1"),
         (lambda train: train("batch_sampler", [RefreshNegatives(MinerBatches(NGAME()))]), ValueError, "batch_sampler="),
         (lambda train: train(MinerBatches(NGAME()), []), RuntimeError, "Add the callback RefreshNegatives"),
+        (lambda train: train(not_given(MinerBatches(NGAME())), []), RuntimeError, "Add the callback RefreshNegatives"),
     ],
 )
 def test_mistakes_say_what_to_do(tmp_path, student, make, error, message):
