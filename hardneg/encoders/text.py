@@ -33,6 +33,8 @@ class TextEncoder(Encoder):
         texts_per_pass: texts that go through the model together, sorted by length so that little is spent on padding;
             the vectors are the same. None = 16 on a CPU (where padding is most of a mixed batch's time), all on a GPU.
         num_layers: keep the first so many transformer layers, as a small student; None keeps all.
+        frozen_layers: token embeddings and the first so many layers stay as they are: no gradient, no optimiser state,
+            and about a third off a step with half of the layers frozen. 0 trains everything.
         trust_remote_code: run code that comes with the model. Off unless you know that code.
         device: where to put the model; None leaves it to the trainer.
 
@@ -48,6 +50,7 @@ class TextEncoder(Encoder):
         document_prompt: str | None = None,
         max_seq_length: int | None = None,
         num_layers: int | None = None,
+        frozen_layers: int = 0,
         dropout: float | None = None,
         texts_per_pass: int | None = None,
         trust_remote_code: bool = False,
@@ -76,6 +79,8 @@ class TextEncoder(Encoder):
         self.num_layers = num_layers
         if num_layers is not None:
             keep_layers(self.transformer, num_layers)
+        if frozen_layers:
+            freeze_layers(self.transformer, frozen_layers)
         own = self.transformer.prompts or {}
         self.prompts = {
             "query": query_prompt if query_prompt is not None else _first(own, ("query",)),
@@ -168,14 +173,7 @@ def keep_layers(transformer: nn.Module, num_layers: int) -> None:
     Raises:
         ValueError: more layers than there are, or a model whose layers are not found.
     """
-    stacks = [
-        (name, module)
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.ModuleList) and name.endswith(("encoder.layer", "layers", "layer"))
-    ]
-    if not stacks:
-        raise ValueError("num_layers: this model has no list of transformer layers to cut; set it to None.")
-    name, stack = stacks[0]
+    name, stack = _layers(transformer, "num_layers")
     if not 1 <= num_layers <= len(stack):
         raise ValueError(f"num_layers={num_layers}: '{name}' has {len(stack)} layers.")
     parent = transformer.get_submodule(name.rsplit(".", 1)[0])
@@ -184,6 +182,30 @@ def keep_layers(transformer: nn.Module, num_layers: int) -> None:
         config: Any = getattr(module, "config", None)
         if hasattr(config, "num_hidden_layers"):
             config.num_hidden_layers = num_layers  # so that the saved folder loads as it is
+
+
+def freeze_layers(transformer: nn.Module, frozen_layers: int) -> None:
+    """Take the gradient from a BERT-like model's embeddings and its first ``frozen_layers`` layers.
+
+    Raises:
+        ValueError: all layers or more, or a model whose layers or embeddings are not found.
+    """
+    name, stack = _layers(transformer, "frozen_layers")
+    if not 0 <= frozen_layers < len(stack):
+        raise ValueError(f"frozen_layers={frozen_layers}: '{name}' has {len(stack)} layers, and one must be trained.")
+    embeddings = [module for place, module in transformer.named_modules() if place.endswith("embeddings")]
+    if not embeddings:
+        raise ValueError("frozen_layers: this model has no module of embeddings to freeze; set it to 0.")
+    for module in (embeddings[0], *stack[:frozen_layers]):
+        module.requires_grad_(False)
+
+
+def _layers(transformer: nn.Module, option: str) -> tuple[str, nn.ModuleList]:
+    """The list of transformer layers, and its name."""
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.ModuleList) and name.endswith(("encoder.layer", "layers", "layer")):
+            return name, module
+    raise ValueError(f"{option}: this model has no list of transformer layers; leave the option out.")
 
 
 def _resolve(model: str) -> str:

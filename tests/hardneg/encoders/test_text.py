@@ -59,6 +59,16 @@ def test_it_trains_in_training_mode_and_embeds_in_evaluation_mode(encoder):
     assert torch.equal(calm(TEXTS, "query"), calm(TEXTS, "query"))
 
 
+def test_frozen_layers_stay_as_they_are():
+    encoder = TextEncoder(PACKAGED, num_layers=2, frozen_layers=1, dropout=0.0)
+    encoder(TEXTS, "query").square().sum().backward()
+    learning = {name for name, weight in encoder.named_parameters() if weight.requires_grad}
+    assert learning and all("layer.1." in name for name in learning)
+    assert learning == {name for name, weight in encoder.named_parameters() if weight.grad is not None}
+    free = TextEncoder(PACKAGED, num_layers=2, dropout=0.0)
+    assert torch.equal(encoder(TEXTS, "query"), free(TEXTS, "query"))
+
+
 def test_prompts_tell_queries_from_documents():
     encoder = TextEncoder(PACKAGED, num_layers=1, query_prompt="find: ")
     assert not torch.allclose(encoder.embed(TEXTS, "query"), encoder.embed(TEXTS, "document"))
@@ -95,6 +105,7 @@ def test_nothing_to_encode(encoder):
     [
         ({"model": "./nowhere"}, FileNotFoundError, "is no model folder"),
         ({"num_layers": 7}, ValueError, "has 6 layers"),
+        ({"frozen_layers": 6}, ValueError, "has 6 layers, and one must be trained"),
         ({"dropout": 1.0}, ValueError, "dropout=1.0"),
     ],
 )
