@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,6 +171,22 @@ def test_a_checkpoint_of_somebody_else_resumes_with_new_batches(tmp_path, studen
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
     assert "is missing" in caplog.text
     assert len(loss.seen) == 12 + 3
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"batches": [{}, {}], "losses": {}}, "saved with 2 data sets, and this training has 0"),
+        ({"batches": [], "losses": {}}, "saved without the chain"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, student, saved, message):
+    (tmp_path / "checkpoint-5").mkdir()
+    torch.save(saved, tmp_path / "checkpoint-5" / "hardneg.pt")
+    arguments = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
+    refresh = RefreshNegatives(MinerBatches(NGAME()), loss=ChainLoss(student))
+    with pytest.raises(ValueError, match=message):
+        refresh._resume(arguments, SimpleNamespace(global_step=5))
 
 
 def test_several_data_sets_with_their_losses_and_prompts(tmp_path, student, student_folder):
