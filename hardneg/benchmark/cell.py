@@ -21,6 +21,7 @@ import torch
 from hardneg.benchmark.meter import Meter
 from hardneg.benchmark.peer import make_peer
 from hardneg.benchmark.suite import WORK, Cell, Phase
+from hardneg.callbacks import WriteStores
 from hardneg.cli import find_configs, make_loggers
 from hardneg.lightning_cli import HardnegCLI
 from hardneg.report.evaluation import write_whole
@@ -147,10 +148,11 @@ def _train(cell: Cell, meter: Meter, work: Path, wandb: bool) -> tuple[HardnegCL
             cli.trainer.loggers = make_loggers(["wandb"], str(work))
         cli.trainer.callbacks.append(meter)
         if phase.command == "predict":
+            cli.trainer.callbacks.append(WriteStores(str(work / "stores")))
             meter.begin(None)
             cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
+            meter.ready()
             meter.pause()
-            meter.seconds_before_training = meter.seconds if number == 0 else meter.seconds_before_training
         elif phase.share:
             steps, seconds = _share(cell, phase)
             meter.begin(seconds)

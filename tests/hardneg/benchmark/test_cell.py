@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hardneg.benchmark.cell import RUN, check_cell, run_cell
+from hardneg.benchmark.meter import Meter
+from hardneg.benchmark.peer import Peer
+
+
+class Idle(Peer):
+    """Trains nothing, and says so step by step."""
+
+    def __init__(self, loss: float = 1.0) -> None:
+        self.loss = loss
+
+    def fit(self, module: Any, data: Any, steps: int, seed: int, meter: Meter, evaluate: Callable[[], None]) -> None:
+        assert len(data.table) == 6
+        meter.ready()
+        for step in range(1, steps + 1):
+            meter.trained(step, data.batch_size, {"loss": self.loss})
+            evaluate()
+
+
+def last_run(suite, chain: str) -> Any:
+    (cell,) = [cell for cell in suite.runs({}) if cell.chain == chain]
+    return cell
+
+
+def test_a_budget_in_seconds_ends_a_fit(make_suite, tmp_path):
+    suite = make_suite(budget={"seconds": 1.0}, points=2, seeds=1)
+    record = run_cell(last_run(suite, "in-batch"), tmp_path)
+    assert 1.0 <= record["seconds"] < 1.5  # a step more than the budget, and no evaluation
+    assert record["steps"] > 4
+    assert record["samples"] == 3 * record["steps"]
+
+
+def test_a_chain_may_prepare_on_the_same_budget(make_suite, tmp_path):
+    """In-batch for two of four steps, then the documents are encoded and stay."""
+    trained = {"model": {"init_args": {"encoder": {"init_args": {"model": "{work}/model"}}}}}
+    frozen = {"model": {"init_args": {"frozen": {"document": "{work}/stores/document"}}}}
+    adore = {
+        "prepare": [{"fit": ["miners/in_batch.yaml"], "share": 0.5}, {"predict": [trained]}],
+        "configs": ["miners/adore.yaml", trained, frozen],
+    }
+    suite = make_suite(chains={"in-batch": ["miners/in_batch.yaml"], "adore": adore}, seeds=1, points=1)
+    plain, both = (run_cell(last_run(suite, chain), tmp_path) for chain in ("in-batch", "adore"))
+    assert plain["steps"] == both["steps"] == 4
+    assert plain["weights"] == both["weights"]
+    assert {path.name for path in (tmp_path / both["key"]).iterdir()} == {RUN, "scores.parquet", "curves.parquet"}
+
+
+def test_a_guide_and_a_refresh_are_counted(make_suite, tmp_path, tiny_model):
+    encoder = {"class_path": "hardneg.encoders.TextEncoder", "init_args": {"model": str(tiny_model)}}
+    guide = {"model": {"init_args": {"guide": encoder, "allow_same_guide": True}}}
+    suite = make_suite(chains={"gist": ["miners/gist.yaml", guide, "miners/mined_on_refresh.yaml"]}, seeds=1)
+    record = run_cell(last_run(suite, "gist"), tmp_path)
+    assert 0 < record["refresh_seconds"] < record["seconds"]
+    assert record["refresh_seconds"] < record["seconds_before_training"] < record["seconds"]
+
+
+def test_a_peer_trains_in_our_place(make_suite, tmp_path):
+    peer = {"class_path": f"{__name__}.Idle", "init_args": {"loss": 3.0}}
+    suite = make_suite(chains={"idle": {"peer": peer}}, seeds=1, points=2)
+    check_cell(last_run(suite, "idle"), tmp_path)
+    record = run_cell(last_run(suite, "idle"), tmp_path)
+    start = run_cell(suite.start_cells()[0], tmp_path)
+    assert record["means"] == start["means"]
+    assert (record["steps"], record["samples"]) == (4, 12)
+    assert json.loads((tmp_path / record["key"] / RUN).read_text())["peer"] == peer
+
+
+@pytest.mark.parametrize(
+    ("peer", "budget", "words"),
+    [
+        ({"class_path": "nowhere.Peer"}, {"steps": 1}, "peer 'nowhere.Peer' cannot be made"),
+        ({"class_path": f"{__name__}.Idle", "init_args": {"x": 1}}, {"steps": 1}, "unexpected keyword argument 'x'"),
+        ({"class_path": "pathlib.Path"}, {"steps": 1}, "no hardneg.benchmark.peer.Peer"),
+        ({"class_path": f"{__name__}.Idle"}, {"seconds": 1}, "peers count steps"),
+    ],
+)
+def test_a_wrong_peer_is_said_beforehand(make_suite, tmp_path, peer, budget, words):
+    suite = make_suite(chains={"idle": {"peer": peer}}, seeds=1, budget=budget)
+    with pytest.raises(ValueError, match=words):
+        check_cell(last_run(suite, "idle"), tmp_path)
+
+
+def test_wandb_groups_a_suite(make_suite, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    seen = {}
+    import hardneg.benchmark.cell as module
+
+    make = module.make_loggers
+
+    def spy(names, folder):
+        import os
+
+        seen.update(names=names, group=os.environ["WANDB_RUN_GROUP"], name=os.environ["WANDB_NAME"])
+        return make([], folder)
+
+    monkeypatch.setattr(module, "make_loggers", spy)
+    run_cell(make_suite(seeds=1).start_cells()[0], tmp_path, group="tiny", wandb=True)
+    assert seen == {"names": ["wandb"], "group": "tiny", "name": "zoo / words / start / seed 0"}
