@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,9 @@ def linear_probe(features: Tensor, labels: Tensor, queries: Tensor, strength: fl
     if len(known) == 1:
         return known.expand(len(queries))
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
-    probe.fit(features.numpy(), labels.numpy())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes")  # one labelled thing per class is a use
+        probe.fit(features.numpy(), labels.numpy())
     return torch.from_numpy(np.asarray(probe.predict(queries.numpy()), dtype=np.int64))
 
 
