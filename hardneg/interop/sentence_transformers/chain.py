@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.losses.gradcache import CachedLossMixin
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
@@ -97,6 +97,11 @@ class ChainLoss(CachedLossMixin, nn.Module):
             raise ValueError(
                 "ChainLoss(mini_batch_size=...) caches gradients of embeddings only, and this loss or chain has "
                 "weights of its own, such as a learned temperature. Fix them, or leave mini_batch_size out."
+            )
+        if self.uses_gradient_cache and has_static_embedding_input(model):
+            raise ValueError(
+                "ChainLoss(mini_batch_size=...) cannot cut the bags of words of a StaticEmbedding into mini-batches, and "
+                "they need little memory: leave mini_batch_size out."
             )
         self.seed = seed
         self.epoch = 0

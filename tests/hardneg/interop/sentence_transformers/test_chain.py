@@ -209,6 +209,8 @@ def test_bags_of_words_train(tiny_model):
     value, (gradient,) = step(ChainLoss(bags), [["cat", "dog"], ["the cat", "the dog"]])
     assert value > 0
     assert float(gradient.abs().sum()) > 0
+    with pytest.raises(ValueError, match="leave mini_batch_size out"):
+        ChainLoss(bags, mini_batch_size=2)
 
 
 def test_a_loss_of_pytorch_metric_learning_takes_the_chain(student):
