@@ -100,8 +100,8 @@ class ChainLoss(CachedLossMixin, nn.Module):
             )
         if self.uses_gradient_cache and has_static_embedding_input(model):
             raise ValueError(
-                "ChainLoss(mini_batch_size=...) cannot cut the bags of words of a StaticEmbedding into mini-batches, and "
-                "they need little memory: leave mini_batch_size out."
+                "ChainLoss(mini_batch_size=...) cannot cut the bags of words of a StaticEmbedding into mini-batches, "
+                "and they need little memory: leave mini_batch_size out."
             )
         self.seed = seed
         self.epoch = 0
