@@ -14,6 +14,8 @@ from miners.pool import NegativePool
 
 log = logging.getLogger(__name__)
 
+LOOK_EVERY = 50  # steps between two looks at the bound: each is one more pass over the logits
+
 
 class Debiased(PoolMiner):
     """Subtract the positives that must be expected among unlabelled negatives.
@@ -33,7 +35,7 @@ class Debiased(PoolMiner):
         B anchors. ``log_weight`` gains (B, 1), with gradient; synthetic blocks are left as they are.
 
     Attributes:
-        clamp_rate: share of the last step's anchors at the lower bound, a 0-dim tensor; None before the first.
+        clamp_rate: share of anchors at the lower bound, a 0-dim tensor, at the last of every 50 steps; None before.
 
     Source:
         DCL, Chuang et al., arXiv 2007.00224, equation 8; HCL, arXiv 2010.04592, equation 5. Differs: in logarithms, so
@@ -66,11 +68,13 @@ class Debiased(PoolMiner):
     @torch.no_grad()
     def commit(self, pool: NegativePool) -> None:
         """Count the anchors at the bound, and say so once where it is most of them."""
+        if pool.context.step % LOOK_EVERY:
+            return
         mass = pool.mass(real=True)
         filled = pool.count() > 0
         clamped = filled & (mass <= self._bound(pool, mass)[1] + 1e-5)
         self.clamp_rate = clamped.sum() / filled.sum().clamp_min(1)
-        if not self._warned and pool.context.step % 50 == 0 and bool(self.clamp_rate > 0.5):
+        if not self._warned and bool(self.clamp_rate > 0.5):
             self._warned = True
             log.warning(
                 "Debiased(tau_plus=%g), step %d: %.0f %% of the anchors are at the lower bound, where negatives teach "

@@ -148,6 +148,17 @@ def test_csv_files_bring_their_split(tmp_path: Path) -> None:
     assert data.text_of(data.ids("test")[:1], "inertial") == ["wave · dee_wave_0.csv of dee, window 1 of 2"]
 
 
+def test_recordings_without_a_label_are_trained_on_and_not_evaluated(tmp_path: Path) -> None:
+    folder = write_sensor_files(tmp_path / "mine")
+    table = folder / "recordings.csv"
+    text = table.read_text().replace("ann_wave_0.csv,wave,", "ann_wave_0.csv,,")
+    table.write_text(text.replace("dee_wave_0.csv,wave,", "dee_wave_0.csv,,"))
+    data = ready(folder, steps=20)
+    assert (len(data.ids("train")), len(data.labelled(1.0))) == (12, 11)
+    assert (len(data.ids("test")), len(data.queries("test")[0])) == (6, 5)
+    assert data.text_of(data.ids("train")[:1], "inertial") == ["unlabelled · ann_wave_0.csv of ann"]
+
+
 def test_without_a_split_says_how_to_give_one(tmp_path: Path) -> None:
     folder = write_sensor_files(tmp_path / "mine")
     table = (folder / "recordings.csv").read_text().replace("split", "whatever")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from miners import Block, Debiased, Items, NegativePool, PoolMiner
+from miners import Block, Debiased, Items, NegativePool, PoolMiner, StepContext
 from miners.testing import PoolMinerContract, cost, one_anchor
 from tests.oracles import har as oracle
 
@@ -51,6 +51,10 @@ def test_says_once_that_most_anchors_are_at_the_bound(caplog) -> None:
         for _ in range(2):
             miner.commit(miner(pool))
     assert [record.message.count("Lower tau_plus") for record in caplog.records] == [1]
+    later = replace(pool, context=StepContext(step=7))
+    unseen = Debiased(0.1)
+    unseen.commit(unseen(later))
+    assert unseen.clamp_rate is None  # looked at every 50 steps
     easy = Debiased(0.01)
     easy.commit(easy(one_anchor(0.1, [0.5, 0.6], temperature=0.5)))
     assert float(easy.clamp_rate) == 0.0
