@@ -430,7 +430,6 @@ def _rank_picture(results: Results) -> Picture | None:
             ax=axis,
             color_palette=colours,
             crossbar_props={"color": colour("ink"), "marker": None},
-            label_props={"color": colour("ink")},
         )
 
     return sketch("Mean ranks", paint, height=0.9 + 0.28 * len(mean_ranks))
