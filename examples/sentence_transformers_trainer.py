@@ -1,6 +1,6 @@
 """NGAME batches and GIST inside SentenceTransformerTrainer: a student of 2 layers, judged by the model it was cut from.
 
-Two minutes on two cores, without network: `python sentence_transformers_trainer.py [--steps 60] [--rows 2000]`
+About two minutes on two cores, without network: `python sentence_transformers_trainer.py [--steps 40] [--rows 1000]`
 """
 
 import argparse
@@ -17,8 +17,8 @@ from hardneg.losses import InfoNCE
 from miners import GIST, NGAME, InBatch
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--steps", type=int, default=60)
-parser.add_argument("--rows", type=int, default=2000, help="training rows; a quarter as many queries are evaluated")
+parser.add_argument("--steps", type=int, default=40)
+parser.add_argument("--rows", type=int, default=1000, help="training rows; a quarter as many queries are evaluated")
 options = parser.parse_args()
 
 data = RetrievalData("sample:wordnet_senses")
