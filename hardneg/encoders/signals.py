@@ -228,7 +228,7 @@ class SignalEncoder(Encoder):
         if self.training and len(standard) == 1:
             raise ValueError(
                 "SignalEncoder: a training batch of one window has no batch statistics. Set data.init_args.drop_last: "
-                "true, or another batch_size."
+                "true, another batch_size, or a chunk_size that leaves no single window over."
             )
         if not len(standard):
             return standard.new_zeros(0, self.dim)
