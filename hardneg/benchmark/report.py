@@ -177,14 +177,14 @@ _COST_HEAD = (
     "steps",
     "anchors",
     "seconds",
-    "times the baseline's",
-    "before the first step",
+    "times baseline",
+    "before step 1",
     "refreshing",
-    "reaches the baseline's final dev",
+    "reaches the baseline",
 )
 _COST_NOTE = (
     "Means over seeds of the time of training without evaluations; what a guide, a store or a table of negatives costs "
-    "is in it, before the first step or as refreshing. The last column: median seconds after which a run's dev "
+    "is in it, before step 1 or as refreshing. The last column: median seconds after which a run's dev "
     "evaluations reach what {baseline} has in the end with the same seed, and how many runs do."
 )
 _CHOICE_NOTE = "One seed that no run uses; every chain has as many options."
@@ -264,7 +264,7 @@ def _choice_rows(results: Results) -> tuple[tuple[str, ...], ...]:
     return tuple(
         (
             f"{row['chain']} ({row['data']}, {row['model']})",
-            flat(results.about["options"][row["chain"]][row["option"]]),
+            flat(results.about["options"][row["chain"]][row["option"]]) or "as it is",
             f"{row[measure]:.4f}",
             "yes" if row["chosen"] else "",
         )
