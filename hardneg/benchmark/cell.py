@@ -53,7 +53,7 @@ def check_cell(cell: Cell, folder: Path) -> None:
         ValueError: what jsonargparse says, with the name of the cell.
     """
     for phase in cell.phases:
-        with _work(folder / "check" / cell.key) as work:
+        with _work(folder / f".{cell.key}.check.part") as work:
             _parse(_Checked, cell, phase, work)
     if cell.peer is not None:
         make_peer(cell.peer)
