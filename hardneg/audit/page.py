@@ -13,6 +13,7 @@ import numpy as np
 from miners.offline import MinedNegatives
 
 EXAMPLES = 20
+FEW_HIDDEN = 20  # hidden positives below which the interval is too wide to decide by
 SHORT = 120  # characters of a text in a table
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
@@ -58,9 +59,10 @@ def rate_text(rate: Mapping[str, Any]) -> str:
     """The false-negative rate in one sentence."""
     if not rate["hidden"]:
         return "false-negative rate: not to be had, no query has a second positive that could be hidden"
+    little = "; few queries have a second positive to hide, so this says little" if rate["hidden"] < FEW_HIDDEN else ""
     return (
         f"false-negative rate: {rate['rate']:.1%} (95 %: {rate['low']:.1%} to {rate['high']:.1%}): {rate['passed']} of "
-        f"{rate['hidden']} hidden positives came back as negatives"
+        f"{rate['hidden']} hidden positives came back as negatives{little}"
     )
 
 

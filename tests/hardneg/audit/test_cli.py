@@ -96,6 +96,7 @@ def test_hidden_positives_that_come_back_are_counted_and_fail_a_pipeline(folder,
     rate = json.loads((folder.parent / "a.json").read_text())["false_negatives"]
     assert rate["hidden"] == 1
     assert rate["rate"] == 1.0  # nothing keeps the nearest document of a query out
+    assert "few queries have a second positive to hide, so this says little" in capsys.readouterr().out
     assert hardneg_audit(*common, "--max-false-negative-rate", 0.5) == 1
     assert "FAILED: the false-negative rate 1.000 is above 0.5" in capsys.readouterr().out
     guarded = mined_from(folder, "--max-score", -0.99)
