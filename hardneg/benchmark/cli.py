@@ -18,7 +18,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from hardneg.benchmark.cell import find_overlay
+from hardneg.benchmark.cell import CURVES, find_overlay
 from hardneg.benchmark.compare import between
 from hardneg.benchmark.report import Table, as_markdown, p_value, spoken, write_reports
 from hardneg.benchmark.run import CELLS, choices, estimate, make_plan, quiet, read_records, run_suite
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         try:
             run_suite(suite, folder, args.processes)
         finally:
-            if (folder / "runs.parquet").exists():
+            if (folder / CURVES).exists():  # the last of the tables; there is none where every cell failed
                 _report(folder)
 
 

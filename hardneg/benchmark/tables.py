@@ -63,7 +63,7 @@ def write_tables(
     chosen: Mapping[tuple[str, str, str], int],
     failed: Mapping[str, str],
 ) -> None:
-    """Join the records of cells, in their order.
+    """Join the records of cells, in their order; without any there is no table.
 
     Args:
         folder: of the suite's results.
@@ -75,6 +75,8 @@ def write_tables(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not records:
+        return
     measures = dict.fromkeys(f"{s}/{m}" for r in records for s, means in r["means"].items() for m in means)
     columns: dict[str, list[Any]] = {name: [record[name] for record in records] for name in (*WHO, *COSTS)}
     for name in measures:
@@ -104,7 +106,7 @@ def write_tables(
     _replace(runs, folder / RUNS)
     for name in (SCORES, CURVES):
         parts = [pq.read_table(Path(record["folder"]) / name) for record in records]
-        _replace(pa.concat_tables(parts), folder / name) if parts else None
+        _replace(pa.concat_tables(parts), folder / name)
 
 
 def read_results(folder: Path) -> Results:

@@ -37,3 +37,11 @@ def test_mistakes_end_in_one_sentence(suite_file, tmp_path, capsys):
     assert "config 'suites/smok.yaml': no such file here, and none ships" in capsys.readouterr().err
     assert main(["benchmark", "report", str(tmp_path)]) == 1
     assert "runs.parquet does not exist" in capsys.readouterr().err
+
+
+def test_a_suite_whose_cells_all_fail_says_why(suite_file, sample_folder, tmp_path, capsys):
+    (sample_folder / "qrels" / "dev.tsv").unlink()
+    assert main(["benchmark", "run", str(suite_file(seeds=1)), "--folder", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "3 cells failed" in error
+    assert "no judgements for the split 'dev'" in error
