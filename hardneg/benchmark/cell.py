@@ -146,9 +146,9 @@ def _train(cell: Cell, meter: Meter, work: Path, wandb: bool) -> tuple[HardnegCL
         weights = weights or weights_of(getattr(cli.model, "encoder", cli.model))
         if wandb:
             cli.trainer.loggers = make_loggers(["wandb"], str(work))
-        cli.trainer.callbacks.append(meter)
+        cli.trainer.callbacks.append(meter)  # type: ignore[attr-defined]
         if phase.command == "predict":
-            cli.trainer.callbacks.append(WriteStores(str(work / "stores")))
+            cli.trainer.callbacks.append(WriteStores(str(work / "stores")))  # type: ignore[attr-defined]
             meter.begin(None)
             cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
             meter.ready()

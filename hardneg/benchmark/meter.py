@@ -30,9 +30,6 @@ class Meter(pl.Callback):
     The clock runs from the moment a fit is set up, so that what a guide, a store or a refresh costs before and between
     steps is in it. With a budget in seconds the learning rate follows the clock instead of the steps: it rises and
     falls over the share of the budget that is spent, as it would over steps.
-
-    Args:
-        points: evaluations on dev to come in a fit with a budget in steps.
     """
 
     def __init__(self) -> None:
@@ -121,7 +118,7 @@ class Meter(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
-            self.measured(pl_module.measures.means)  # type: ignore[union-attr, operator]
+            self.measured(pl_module.measures.means)  # type: ignore[union-attr, arg-type]
         if trainer.state.fn == "fit":
             self.resume()
 

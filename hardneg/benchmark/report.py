@@ -202,7 +202,7 @@ def _verdict_rows(
         if not len(mine):
             continue
         mean = mine.groupby("data")[column].mean().mean()  # data sets count alike, however many seeds they have
-        row = (chain, str(mine.seed.nunique()), f"{mean:.4f}")
+        row: tuple[str, ...] = (chain, str(mine.seed.nunique()), f"{mean:.4f}")
         if chain in judged:
             found = judged[chain].judgement
             row += (

@@ -64,8 +64,8 @@ def run_suite(suite: Suite, folder: Path, processes: int = 1, runner: Runner = r
         shutil.rmtree(half)
     if runner is run_cell:
         _check(suite, cells)
-    trials, failed = suite.trials(), {}
-    failed |= _run(suite, cells, trials, processes, runner)
+    trials = suite.trials()
+    failed = _run(suite, cells, trials, processes, runner)
     if failed:  # a choice among fewer options would be no equal chance
         raise RuntimeError(_failures(failed))
     chosen = choices(trials, read_records(cells), suite.measure)
