@@ -33,6 +33,8 @@ class HardnegCLI(LightningCLI):
     @classmethod
     def start(cls, arguments: ArgsType, run: bool = True) -> HardnegCLI:
         """Parse, instantiate and (with ``run``) execute."""
+        # between Lightning and newer torch; nothing that whoever trains could do about it
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
         return cls(
             ContrastiveModule,
             pl.LightningDataModule,

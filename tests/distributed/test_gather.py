@@ -18,7 +18,19 @@ from datamodules.batch import Batch
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.modules import RetrievalModule
 from hardneg.modules.gather import gather, joined
-from miners import ADORE, GIST, InBatch, Items, MemoryQueue, PoolMiner, PositiveAware, Ragged, SelfBlocks
+from miners import (
+    ADORE,
+    GIST,
+    Debiased,
+    HardnessConcentration,
+    InBatch,
+    Items,
+    MemoryQueue,
+    PoolMiner,
+    PositiveAware,
+    Ragged,
+    SelfBlocks,
+)
 from miners.base import process_count, process_rank
 from miners.store import Store
 from tests.distributed.processes import in_processes
@@ -31,6 +43,8 @@ CHAINS: Mapping[str, Callable[[], list[PoolMiner]]] = {
     "SelfBlocks": lambda: [InBatch(), SelfBlocks()],
     "GIST": lambda: [InBatch(), SelfBlocks(), GIST(margin=0.1, margin_strategy="relative")],
     "PositiveAware": lambda: [InBatch(), PositiveAware()],
+    "HardnessConcentration": lambda: [InBatch(), HardnessConcentration(beta=0.3)],
+    "Debiased": lambda: [InBatch(), SelfBlocks(), Debiased(tau_plus=0.1)],
     "MemoryQueue": lambda: [InBatch(), MemoryQueue(size=9), GIST()],
     "ADORE": lambda: [ADORE(num_negatives=5)],
 }
