@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,15 @@ import yaml
 
 from hardneg.benchmark.cell import find_overlay
 from hardneg.benchmark.suite import Suite, read_suite
+
+
+@pytest.fixture(autouse=True)
+def loud() -> Iterator[None]:
+    """A suite quiets loggers for the rest of its process; here other tests want to hear them."""
+    levels = {name: logging.getLogger(name).level for name in logging.root.manager.loggerDict}
+    yield
+    for name in logging.root.manager.loggerDict:
+        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
 
 
 @pytest.fixture
