@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,15 @@ from tests.hardneg.mining.test_cli import Flattened, hardneg_mine
 
 pytestmark = pytest.mark.slow  # a process needs seconds to begin
 ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two processes share this one's threads, and a product rounds by the number of its threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def make(device: str) -> Flattened:
