@@ -70,6 +70,8 @@ def main() -> None:
     from benchmarks.mining.run import setup
     from miners.offline import RelativeMargin, mine
 
+    if given.folder:
+        Path(given.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         path = Path(folder) / "corpus.npy"
         write(path, given.corpus, given.dim)
