@@ -29,13 +29,8 @@ class TextData(RowsData):
     every document with the same normalised text as one of them.
 
     Args:
-        batch_size: training rows of one process' batch; `batch_miner` takes it over.
-        batch_miner: who meets in a batch; None shuffles.
-        sources: which negatives travel with a row, besides the other rows' documents.
-        drop_last: leave the last, shorter training batch out; `batch_miner` takes it over.
-        eval_batch_size: texts of one batch of the validation, test and predict loaders.
-        num_workers: processes that make batches; 0 = the main process.
-        seed: seeds orders, positives and draws; `batch_miner` takes it over.
+        batch_size, batch_miner, sources, drop_last, eval_batch_size, num_workers, seed: as in `RowsData`; what sources
+            draw are documents.
 
     Raises:
         ValueError: a size below 1, or a `batch_miner` that was given another batch_size, drop_last or seed.

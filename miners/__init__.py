@@ -23,6 +23,7 @@ from miners.gist import GIST
 from miners.hardness_concentration import HardnessConcentration
 from miners.in_batch import InBatch
 from miners.memory_queue import MemoryQueue
+from miners.mined_on_refresh import MinedOnRefresh
 from miners.ngame import NGAME
 from miners.no_duplicates import NoDuplicates
 from miners.pool import Block, Items, NegativePool, StepContext
@@ -52,6 +53,7 @@ __all__ = [
     "Items",
     "MemoryQueue",
     "MinedNegatives",
+    "MinedOnRefresh",
     "NegativePool",
     "NegativeSource",
     "NoDuplicates",

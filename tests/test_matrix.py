@@ -18,6 +18,7 @@ import miners
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.modules.base import ContrastiveModule
 from miners import BatchMiner, DrawnBatches, InBatch, NegativeSource, PoolMiner, Ragged, Shuffled, TrainingTable
+from miners.store import Store
 from tests.families import FAMILIES, ROWS, make_batch
 
 
@@ -142,6 +143,8 @@ def test_source_cell(family, kind):
         return
     miner = attached(Shuffled)
     source.attach(miner.table)
+    vectors = torch.randn(100 + ROWS, 4, generator=torch.Generator().manual_seed(0))
+    source.refresh({"query": Store(vectors[:ROWS]), "document": Store(vectors, 300 + torch.arange(100 + ROWS))})
     rows = next(iter(DrawnBatches(miner, [source])))
     drawn = {negative for row in rows for negative in row.negatives}
     assert drawn

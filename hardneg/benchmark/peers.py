@@ -120,9 +120,9 @@ class SentenceTransformersPeer(Peer):
         elif "scale" in takes:
             given.setdefault("scale", 1 / temperature)
         if "guide" in takes:
-            if not module._guide:
+            if module.guide is None:
                 raise ValueError(f"{self.loss} asks a guide: give the chain an overlay with model.init_args.guide.")
-            given["guide"] = module._guide[0].transformer
+            given["guide"] = module.guide.transformer
         return kind(model, **given)
 
 

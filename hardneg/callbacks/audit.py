@@ -135,7 +135,7 @@ class AuditNegatives(pl.Callback):
         hidden = list(zip(queries.ids[query].tolist(), document.tolist(), strict=True))
         again = self._mine(queries, corpus, left)
         report["false_negatives"] = came_back(again, hidden, pl_module.seed)
-        guides: Mapping[str, Store] = getattr(pl_module, "_guide_stores", {})
+        guides: Mapping[str, Store] = getattr(pl_module, "guide_stores", {})
         if guides:
             judge = guides["document"]
             pairs = (

@@ -75,7 +75,7 @@ class RetrievalModule(ContrastiveModule):
         provides = {"embeddings", "sides", "own_positive", "drawn", "one_space"}
         # outside the module tree: a guide has no gradient and belongs in no checkpoint of the student
         self._guide = [guide] if guide is not None else []
-        self._guide_stores: dict[str, Store] = {}
+        self.guide_stores: dict[str, Store] = {}
         if guide is not None:
             if not allow_same_guide and guide.fingerprint("document") == self.encoder.fingerprint("document"):
                 raise ValueError(
@@ -94,6 +94,11 @@ class RetrievalModule(ContrastiveModule):
         self._queries: list[dict[str, Tensor]] = []
         self.use_miners()
 
+    @property
+    def guide(self) -> Encoder | None:
+        """The frozen encoder that judges candidates; its vectors are in ``guide_stores`` once a fit has begun."""
+        return self._guide[0] if self._guide else None
+
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def encode(self, batch: Batch) -> dict[str, Items]:
@@ -101,7 +106,7 @@ class RetrievalModule(ContrastiveModule):
         for side, items in batch.items.items():
             kind = "query" if items.space == "query" else "document"
             if self._guide:
-                items = replace(items, guide=self._guide_stores[items.space].rows(items._need("ids")).to(self.device))
+                items = replace(items, guide=self.guide_stores[items.space].rows(items._need("ids")).to(self.device))
             if items.space in self.frozen:
                 vectors = self.frozen[items.space].rows(items._need("ids"))
                 sides[side] = replace(items, embeddings=vectors.to(self.device, self._vector_type()))
@@ -157,14 +162,14 @@ class RetrievalModule(ContrastiveModule):
 
     def on_fit_start(self) -> None:
         self._check_vectors()
-        if self._guide and not self._guide_stores:
+        if self._guide and not self.guide_stores:
             for space in ("query", "document"):
                 ids, texts = self._things(space, None)
                 progress = f"guide, {space}" if process_rank() == 0 else None
                 share = self._guide[0].embed(
                     texts[process_rank() :: process_count()], space, self.eval_batch_size, progress
                 )
-                self._guide_stores[space] = self._joined(space, share, self._guide[0], 0, ids)
+                self.guide_stores[space] = self._joined(space, share, self._guide[0], 0, ids)
         if self.frozen:
             for space, store in self.frozen.items():
                 _check_frozen(store, space, self.data)

@@ -128,7 +128,7 @@ def module_of(chain: str, loss: str, directions: tuple[str, ...], option: str, d
     ).to(dtype)
     generator = torch.Generator().manual_seed(6)
     for space, many in (("query", 100), ("document", DOCUMENTS)):
-        module._guide_stores[space] = Store(torch.randn(many, 4, generator=generator), space=space)
+        module.guide_stores[space] = Store(torch.randn(many, 4, generator=generator), space=space)
     for miner in module.chains["query_to_document"] if frozen else ():
         miner.refresh(frozen)
     return module

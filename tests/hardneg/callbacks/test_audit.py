@@ -105,7 +105,7 @@ def test_the_guide_has_its_own_opinion_under_its_own_name(tmp_path: Path) -> Non
     assert callback.report["guide"]["correlation"] < 0.999
     same = AuditNegatives()
     module = train(tmp_path / "same", same, guide=TinyEncoder(), allow_same_guide=True, epochs=1)
-    assert len(module._guide_stores) == 2
+    assert len(module.guide_stores) == 2
     assert same.report["guide"]["correlation"] > callback.report["guide"]["correlation"]
 
 

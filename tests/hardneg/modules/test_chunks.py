@@ -31,7 +31,7 @@ def module_of(dtype: torch.dtype = torch.float32, dropout: float = 0.0, **option
     ).to(dtype)
     generator = torch.Generator().manual_seed(6)
     for space, many in (("query", 100), ("document", DOCUMENTS)):
-        module._guide_stores[space] = Store(torch.randn(many, 4, generator=generator), space=space)
+        module.guide_stores[space] = Store(torch.randn(many, 4, generator=generator), space=space)
     module._warned = True
     module.log = module.log_dict = lambda *_, **__: None
     return module

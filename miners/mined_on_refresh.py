@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from miners.base import Draw, NegativeSource, TrainingTable
 from miners.draws import RowGenerator
-from miners.index import build_index
 from miners.ragged import Ragged
 from miners.static_negatives import StaticNegatives
-from miners.store import Store
+
+if TYPE_CHECKING:
+    from miners.store import Store
 
 
 class MinedOnRefresh(NegativeSource):
@@ -65,6 +67,8 @@ class MinedOnRefresh(NegativeSource):
             return
         corpus = stores["document"]
         queries = stores["query"].rows(self._table.anchors)  # (N, d)
+        from miners.index import build_index  # here: `import miners` stays as light as torch
+
         _, found = build_index(self.index, corpus, self.device).search(queries, min(self.search_depth, len(corpus)))
         found = found.cpu()
         there = found >= 0  # approximate indices leave slots empty

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hardneg.benchmark.sources import MinedOnRefresh
-from miners.base import TrainingTable
+from miners import MinedOnRefresh, NegativeSource, TrainingTable
 from miners.draws import RowGenerator
 from miners.ragged import Ragged
 from miners.store import Store
+from miners.testing import NegativeSourceContract
 
 TABLE = TrainingTable(torch.tensor([7, 3]), Ragged.from_lists([[0], [2, 3]]))
 """Row 0 asks with query 7, whose positive is document 0; row 1 with query 3, whose positives are 2 and 3."""
@@ -18,6 +18,11 @@ def stores() -> dict[str, Store]:
     documents = torch.stack([torch.arange(5.0), torch.ones(5)], dim=1)
     queries = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     return {"query": Store(queries, torch.tensor([3, 7]), "query"), "document": Store(documents, space="document")}
+
+
+class TestMinedOnRefresh(NegativeSourceContract):
+    def make(self, table: TrainingTable) -> NegativeSource:
+        return MinedOnRefresh(num_negatives=3, search_depth=20)
 
 
 def drawn(source: MinedOnRefresh) -> list[list[int]]:
