@@ -20,7 +20,7 @@ import torch
 
 from hardneg.benchmark.meter import Meter
 from hardneg.benchmark.peer import make_peer
-from hardneg.benchmark.suite import WORK, Cell, Phase
+from hardneg.benchmark.suite import SHARED, WORK, Cell, Phase
 from hardneg.callbacks import WriteStores
 from hardneg.cli import find_configs, make_loggers
 from hardneg.lightning_cli import HardnegCLI
@@ -54,7 +54,7 @@ def check_cell(cell: Cell, folder: Path) -> None:
     """
     for phase in cell.phases:
         with _work(folder / f".{cell.key}.check.part") as work:
-            _parse(_Checked, cell, phase, work)
+            _parse(_Checked, cell, phase, folder, work)
     if cell.peer is not None:
         make_peer(cell.peer)
         if "seconds" in cell.budget:
@@ -86,7 +86,7 @@ def run_cell(cell: Cell, folder: Path, group: str = "", wandb: bool = False) -> 
     os.environ |= {"WANDB_RUN_GROUP": group, "WANDB_NAME": cell.label}
     try:
         with _work(part / "work") as work:
-            cli, weights = _train(cell, meter, work, wandb)
+            cli, weights = _train(cell, meter, folder, work, wandb)
             scores = _evaluate(cell, cli, meter)
     finally:
         os.environ.clear()
@@ -137,12 +137,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _train(cell: Cell, meter: Meter, work: Path, wandb: bool) -> tuple[HardnegCLI, str]:
+def _train(cell: Cell, meter: Meter, folder: Path, work: Path, wandb: bool) -> tuple[HardnegCLI, str]:
     """Go through the phases; the last one's module is evaluated. Also a hash of the weights that all began with."""
     weights = ""
     for number, phase in enumerate(cell.phases):
         last = number == len(cell.phases) - 1
-        cli = _parse(HardnegCLI, cell, phase, work)
+        cli = _parse(HardnegCLI, cell, phase, folder, work)
         weights = weights or weights_of(getattr(cli.model, "encoder", cli.model))
         if wandb:
             cli.trainer.loggers = make_loggers(["wandb"], str(work))
@@ -200,8 +200,12 @@ def _share(cell: Cell, phase: Phase) -> tuple[int, float | None]:
     return max(round(cell.budget["steps"] * phase.share), 1), None
 
 
-def _parse(kind: type[HardnegCLI], cell: Cell, phase: Phase, work: Path) -> HardnegCLI:
+def _parse(kind: type[HardnegCLI], cell: Cell, phase: Phase, folder: Path, work: Path) -> HardnegCLI:
     """Read the overlays as `hardneg fit` does, the suite's own settings last, and (with ``HardnegCLI``) make all parts.
+
+    Args:
+        folder: where all cells are; what they share is beside it.
+        work: the cell's own.
 
     Raises:
         ValueError: what the parser says.
@@ -209,7 +213,8 @@ def _parse(kind: type[HardnegCLI], cell: Cell, phase: Phase, work: Path) -> Hard
     arguments = []
     for number, overlay in enumerate(phase.overlays):
         file = work / f"{number}.yaml"
-        file.write_text(overlay.text.replace(WORK, str(work)), encoding="utf-8")
+        text = overlay.text.replace(WORK, str(work)).replace(SHARED, str(folder.parent / "shared"))
+        file.write_text(text, encoding="utf-8")
         arguments += ["--config", str(file)]
     own = work / "suite.yaml"
     own.write_text(json.dumps({"trainer": _trainer(cell, phase)}), encoding="utf-8")

@@ -97,6 +97,8 @@ class Meter(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if not self._phase.training:  # what another cell spent on the guide's vectors was spent on this one too
+            self._seconds += float(getattr(pl_module, "guide_seconds_saved", 0.0))
         self.ready()
         if self._phase.seconds is not None:
             factor = rate_factor(

@@ -14,6 +14,8 @@ import yaml
 
 WORK = "{work}"
 """In an overlay: the cell's own folder, where one phase leaves what the next one reads; removed when the cell ends."""
+SHARED = "{shared}"
+"""In an overlay: a folder of all cells of a run, for what none of them shapes, such as a guide's vectors."""
 
 START = "start"
 TUNE_SEED = 1000  # of trials, unless the suite says otherwise: none that a final run is likely to use

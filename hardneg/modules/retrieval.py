@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from hardneg.losses import PoolLoss
 from hardneg.metrics.retrieval import evaluate_retrieval
 from hardneg.modules.base import ContrastiveModule
 from hardneg.modules.gather import joined
+from hardneg.modules.guide_vectors import kept_store
 from miners.base import PoolMiner, process_count, process_rank
 from miners.pool import Block, Items, NegativePool, StepContext, among
 from miners.ragged import Ragged
@@ -36,6 +38,8 @@ class RetrievalModule(ContrastiveModule):
         directions: "query_to_document", "document_to_query" or both; each has its own chain.
         similarity: "cosine", or "dot" for models trained with it.
         guide: a frozen encoder that judges candidates for `GIST`; its vectors are made once, before training.
+        guide_folder: where the guide's vectors are kept, so that the next run with the same guide and texts need not
+            make them; runs may share it.
         allow_same_guide: let a guide start from the student's own weights, of which little is to be learned.
         frozen: stores of spaces that are never encoded, by space: {"document": "runs/predict/stores/document"} trains
             queries against a corpus that stays as it is (ADORE). A `Store`, or the folder of one as
@@ -43,7 +47,8 @@ class RetrievalModule(ContrastiveModule):
         eval_batch_size: texts per batch when the corpus is encoded.
 
     Raises:
-        ValueError: a guide with the student's own weights; frozen spaces that do not exist, or every space frozen.
+        ValueError: a guide with the student's own weights, a guide's folder without a guide; frozen spaces that do
+            not exist, or every space frozen.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class RetrievalModule(ContrastiveModule):
         directions: Sequence[Direction] = ("query_to_document",),
         similarity: Literal["cosine", "dot"] = "cosine",
         guide: Encoder | None = None,
+        guide_folder: str | None = None,
         allow_same_guide: bool = False,
         learning_rate: float = 2e-5,
         weight_decay: float = 0.01,
@@ -76,6 +82,10 @@ class RetrievalModule(ContrastiveModule):
         # outside the module tree: a guide has no gradient and belongs in no checkpoint of the student
         self._guide = [guide] if guide is not None else []
         self.guide_stores: dict[str, Store] = {}
+        self.guide_folder = guide_folder
+        self.guide_seconds_saved = 0.0  # what earlier runs spent on vectors that this one found in the folder
+        if guide_folder is not None and guide is None:
+            raise ValueError(f"guide_folder='{guide_folder}' without a guide: set model.init_args.guide too.")
         if guide is not None:
             if not allow_same_guide and guide.fingerprint("document") == self.encoder.fingerprint("document"):
                 raise ValueError(
@@ -92,6 +102,7 @@ class RetrievalModule(ContrastiveModule):
             provides.add("frozen")
         self.provides = frozenset(provides)
         self._queries: list[dict[str, Tensor]] = []
+        self._corpus: tuple[Any, Store] | None = None
         self.use_miners()
 
     @property
@@ -164,18 +175,28 @@ class RetrievalModule(ContrastiveModule):
         self._check_vectors()
         if self._guide and not self.guide_stores:
             for space in ("query", "document"):
-                ids, texts = self._things(space, None)
-                progress = f"guide, {space}" if process_rank() == 0 else None
-                share = self._guide[0].embed(
-                    texts[process_rank() :: process_count()], space, self.eval_batch_size, progress
-                )
-                self.guide_stores[space] = self._joined(space, share, self._guide[0], 0, ids)
+                self.guide_stores[space] = self._guided(self._guide[0], space)
         if self.frozen:
             for space, store in self.frozen.items():
                 _check_frozen(store, space, self.data)
             for direction in self.directions:
                 for miner in self.chain_of(direction):
                     miner.refresh(self.frozen)
+
+    def _guided(self, guide: Encoder, space: str) -> Store:
+        """The guide's vectors of a space: read from its folder, or made, each process its share."""
+        ids, texts = self._things(space, None)
+
+        def make() -> Store:
+            progress = f"guide, {space}" if process_rank() == 0 else None
+            share = guide.embed(texts[process_rank() :: process_count()], space, self.eval_batch_size, progress)
+            return self._joined(space, share, guide, 0, ids)
+
+        if self.guide_folder is None:
+            return make()
+        store, seconds = kept_store(Path(self.guide_folder), guide.fingerprint(space), ids, texts, space, make)
+        self.guide_seconds_saved += seconds
+        return store
 
     def _check_vectors(self) -> None:
         """Encode two texts of each space that is trained: broken weights show here, not after an epoch of NaN."""
@@ -250,11 +271,24 @@ class RetrievalModule(ContrastiveModule):
             vectors = self.encoder(batch.inputs["query"], "query").float()
             self._queries.append({"ids": batch.items["query"].ids, "vectors": vectors})  # type: ignore[dict-item]
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self._corpus = None
+
+    def _corpus_now(self) -> Store:
+        """The encoded corpus; dev and test share it where nothing was trained or loaded between them."""
+        if self._corpus is not None:
+            data, corpus = self._corpus
+            if data is self.data and corpus.key == self.encoder.fingerprint("document"):
+                return corpus
+        corpus = self.embed("document")
+        self._corpus = self.data, corpus
+        return corpus
+
     def _evaluate(self, split: str, prefix: str) -> None:
         """Rank the whole corpus for every query of the split, and log the usual measures; alike on every process."""
         data = self.data
         ids, _ = data.queries(split)
-        corpus = self.embed("document")
+        corpus = self._corpus_now()
         nothing = {"ids": torch.empty(0, dtype=torch.long), "vectors": torch.empty(0, corpus.dim)}
         mine = self._queries or [{name: part.to(self.device) for name, part in nothing.items()}]
         found = joined({name: torch.cat([part[name] for part in mine]) for name in nothing})

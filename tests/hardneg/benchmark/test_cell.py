@@ -62,6 +62,21 @@ def test_a_guide_and_a_refresh_are_counted(make_suite, tmp_path, tiny_model):
     assert record["refresh_seconds"] < record["seconds_before_training"] < record["seconds"]
 
 
+def test_a_guide_that_another_cell_paid_for_is_counted_all_the_same(make_suite, tmp_path, tiny_model):
+    encoder = {"class_path": "hardneg.encoders.TextEncoder", "init_args": {"model": str(tiny_model)}}
+    arguments = {"guide": encoder, "guide_folder": "{shared}/guide", "allow_same_guide": True}
+    suite = make_suite(chains={"gist": ["miners/gist.yaml", {"model": {"init_args": arguments}}]}, seeds=1)
+    cells = tmp_path / "cells"
+    run_cell(last_run(suite, "gist"), cells)
+    spent = sorted((tmp_path / "shared" / "guide").glob("*/spent.json"))
+    assert len(spent) == 2
+    for file in spent:
+        file.write_text(json.dumps({"seconds": 50.0}))
+    record = run_cell(last_run(suite, "gist"), cells)
+    assert 100 < record["seconds_before_training"] < record["seconds"]
+    assert record["wall_seconds"] < 50
+
+
 def test_a_peer_trains_in_our_place(make_suite, tmp_path):
     peer = {"class_path": f"{__name__}.Idle", "init_args": {"loss": 3.0}}
     suite = make_suite(chains={"idle": {"peer": peer}}, seeds=1, points=2)
