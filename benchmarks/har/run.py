@@ -9,9 +9,9 @@ both. The last four are judged by a linear probe on frozen features. All methods
 see the same label draws (stratified, nested over shares, by recording) and are tested on people whom nobody was trained
 on.
 
-Every finished (method, seed) is appended to runs.parquet; the same command goes on where it stopped. table.md, plot.svg
-and machine.json are made of it. The mean over draws is one number per seed; intervals are over seeds. (Small statistics
-of its own: they should move onto `hardneg benchmark`.)
+Every finished (method, seed) is a file in runs/; the same command goes on where it stopped, and may run beside itself
+with other `--methods` or `--first-seed`. runs.parquet, table.md, plot.svg and machine.json are made of them. Intervals
+and verdicts are those of `hardneg benchmark`, over seeds and draws of labels.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import platform
 import subprocess
 import time
@@ -27,19 +28,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 from pyarrow import parquet
-from scipy import stats
 from torch import Tensor
 
+from hardneg.benchmark.statistics import Estimate, Judgement, estimate, judge
 from hardneg.cli import configs_folder
 from hardneg.lightning_cli import HardnegCLI
 from hardneg.metrics.classification import accuracy_and_macro_f1, evaluate_classes
 from hardneg.modules.activity_classifier import fit_classifier, predict_classes
 
 METHODS = ("supervised", "baseline", "hard", "debiased", "both")
+MEASURES = ("accuracy", "macro-F1")
+MARGIN = 0.01  # accuracies within it count as equivalent
 TAU_PLUS = {"utd_mhad": 0.034, "wharf": 0.11}
 """Probability that two different training windows, drawn at random, show the same activity; counted."""
 
@@ -153,61 +157,81 @@ def supervised(options: argparse.Namespace, module: Any, data: Any, seed: int) -
 # ---- what comes of it ------------------------------------------------------------------------------------------------
 
 
+def scores(rows: Iterable[Row], measure: str) -> dict[tuple[str, float], pd.DataFrame]:
+    """(method, labels) -> a table of seeds (rows) and label draws (columns), which all methods share."""
+    found = pd.DataFrame([row for row in rows if row.get(measure) is not None])
+    return {
+        (str(method), float(share)): cell.pivot(index="seed", columns="draw", values=measure)  # type: ignore[arg-type]
+        for (method, share), cell in (found.groupby(["method", "labels"]) if len(found) else ())  # type: ignore[misc]
+    }
+
+
 def summary(rows: Iterable[Row], measure: str) -> dict[tuple[str, float], tuple[float, float]]:
-    """(method, labels) -> mean over seeds of the mean over draws, and half of its 95 % interval (Student's t)."""
-    by_cell: dict[tuple[str, float], dict[int, list[float]]] = {}
-    for row in rows:
-        if row.get(measure) is not None:
-            by_cell.setdefault((row["method"], row["labels"]), {}).setdefault(row["seed"], []).append(row[measure])
-    out = {}
-    for cell, seeds in by_cell.items():
-        means = np.array([np.mean(values) for values in seeds.values()])
-        half = float("nan")
-        if len(means) > 1:
-            half = float(stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means)))
-        out[cell] = (float(means.mean()), half)
-    return out
+    """(method, labels) -> mean, and half of its 95 % interval over seeds and draws (NaN with one seed)."""
+    found = {}
+    for cell, values in scores(rows, measure).items():
+        one = estimate(values.to_numpy())
+        found[cell] = (one.mean, one.half_width(0.05) if one.seeds > 1 else float("nan"))
+    return found
 
 
-def against_baseline(rows: Sequence[Row], measure: str) -> dict[tuple[str, float], tuple[float, float]]:
-    """Differences to "baseline" seed by seed and draw by draw, summed up as in `summary`."""
-    base = {(row["seed"], row["labels"], row["draw"]): row[measure] for row in rows if row["method"] == "baseline"}
-    pairs = [
-        row | {measure: row[measure] - base[key]}
-        for row in rows
-        if row["method"] != "baseline" and (key := (row["seed"], row["labels"], row["draw"])) in base
-    ]
-    return summary(pairs, measure)
+def against_baseline(rows: Sequence[Row]) -> dict[tuple[str, str, float], Judgement]:
+    """(measure, method, labels) -> what a method has more than "baseline", seed by seed and draw by draw.
+
+    Verdicts are those of `hardneg benchmark`: corrected for all comparisons that a table shows.
+    """
+    estimates: dict[tuple[str, str, float], Estimate] = {}
+    for measure in MEASURES:
+        found = scores(rows, measure)
+        for (method, share), values in found.items():
+            base = found.get(("baseline", share))
+            if method == "baseline" or base is None:
+                continue
+            difference = (values - base).dropna(how="all").dropna(axis=1, how="all")  # what both have
+            if difference.size and not difference.isna().any(axis=None):
+                estimates[measure, method, share] = estimate(difference.to_numpy())
+    return dict(zip(estimates, judge(list(estimates.values()), MARGIN), strict=True))
 
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: a table for each measure, and one of the differences."""
     shares = sorted({row["labels"] for row in rows})
     methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
-    seeds = len({row["seed"] for row in rows})
-    parts = [f"Test split, mean over draws, then {seeds} seeds, ± half of the 95 % interval over seeds.\n"]
-    kinds: list[tuple[str, Mapping[tuple[str, float], tuple[float, float]]]] = []
-    for measure in ("accuracy", "macro-F1"):
-        kinds.append((measure, summary(rows, measure)))
-        kinds.append((f"{measure}, difference to baseline", against_baseline(rows, measure)))
+    seeds, draws = (len({row[name] for row in rows}) for name in ("seed", "draw"))
+    judged = against_baseline(rows)
+    head = f"| labels | {' | '.join(f'{share:g} %' for share in shares)} |\n|{'---|' * (len(shares) + 1)}"
+    parts = [
+        f"Test split; {seeds} seeds, {draws} draws of the labels. ± half of the 95 % interval over seeds and draws. "
+        f"Differences are paired by seed and draw; their verdicts are corrected (Holm) for all {len(judged)} "
+        f"comparisons below; equivalent: within {MARGIN:g}.\n"
+    ]
+
+    def add(title: str, cells: Mapping[tuple[str, float], str]) -> None:
+        lines = [
+            f"| {method} | " + " | ".join(cells.get((method, share), "") for share in shares) + " |"
+            for method in methods
+            if any((method, share) in cells for share in shares)
+        ]
+        if lines:
+            parts.append("\n".join([f"**{title}**\n", head, *lines, ""]))
+
+    for measure in MEASURES:
+        add(measure, {cell: _cell(*value) for cell, value in summary(rows, measure).items()})
+        differences = {
+            (method, share): f"{_cell(found.estimate.mean, (found.high - found.low) / 2, signed=True)} {found.verdict}"
+            for (of, method, share), found in judged.items()
+            if of == measure
+        }
+        add(f"{measure}, difference to baseline", differences)
     alone = sorted({name.removeprefix("accuracy ") for row in rows for name in row if name.startswith("accuracy ")})
-    kinds += [(f"accuracy with {name} alone at test time", summary(rows, f"accuracy {name}")) for name in alone]
-    for title, found in kinds:
-        parts.append(f"**{title}**\n\n| labels | " + " | ".join(f"{share:g} %" for share in shares) + " |")
-        parts.append("|" + "---|" * (len(shares) + 1))
-        for method in methods:
-            cells = [_cell(found.get((method, share)), signed="difference" in title) for share in shares]
-            if any(cells):
-                parts.append(f"| {method} | " + " | ".join(cells) + " |")
-        parts.append("")
+    for name in alone:
+        found = summary(rows, f"accuracy {name}")
+        add(f"accuracy with {name} alone at test time", {cell: _cell(*value) for cell, value in found.items()})
     return "\n".join(parts)
 
 
-def _cell(value: tuple[float, float] | None, signed: bool) -> str:
-    if value is None:
-        return ""
-    mean, half = value
-    return f"{mean:{'+' if signed else ''}.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}")
+def _cell(mean: float, half: float, signed: bool = False) -> str:
+    return f"{mean:{'+' if signed else ''}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
 def plot(rows: Sequence[Row], file: Path, title: str) -> None:
@@ -215,7 +239,7 @@ def plot(rows: Sequence[Row], file: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axis, measure in zip(figure.subplots(1, 2), ("accuracy", "macro-F1"), strict=True):
+    for axis, measure in zip(figure.subplots(1, 2), MEASURES, strict=True):
         found = summary(rows, measure)
         for number, method in enumerate(METHODS):
             shares = sorted(share for name, share in found if name == method)
@@ -251,25 +275,45 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read(file: Path) -> list[Row]:
-    return parquet.read_table(file).to_pylist() if file.exists() else []
+def read(folder: Path) -> list[Row]:
+    """All rows of a folder, in the order of seeds and methods."""
+    by_run: dict[tuple[str, int], list[Row]] = {}
+    for file in [*folder.glob("runs.parquet"), *folder.glob("runs/*.parquet")]:
+        found = parquet.read_table(file).to_pylist()
+        by_run |= {(row["method"], row["seed"]): [] for row in found}
+        for row in found:
+            by_run[row["method"], row["seed"]].append(row)
+    rows = [row for run in by_run.values() for row in run]
+    return sorted(rows, key=lambda row: (row["seed"], METHODS.index(row["method"]), row["labels"], row["draw"]))
 
 
-def write(folder: Path, rows: list[Row], options: argparse.Namespace) -> None:
-    """Leave the rows so far, and everything that is made of them."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write(folder: Path, rows: Sequence[Row]) -> None:
+    """Leave the rows of one method and seed; a run beside this one never sees half a file."""
+    place = folder / "runs" / f"{rows[0]['method']}-{rows[0]['seed']}.parquet"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_suffix(".part")
+    parquet.write_table(pa.Table.from_pylist(list(rows)), part)
+    part.replace(place)
+
+
+def summarise(options: argparse.Namespace) -> str:
+    """Make everything that is made of the rows so far; returns the table."""
+    rows, folder = read(options.out), options.out
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     parquet.write_table(pa.table(columns), folder / "runs.parquet")
-    (folder / "table.md").write_text(table(rows))
+    text = table(rows)
+    (folder / "table.md").write_text(text)
     (folder / "machine.json").write_text(json.dumps(machine(options), indent=1) + "\n")
     plot(rows, folder / "plot.svg", options.set)
+    return text
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=sorted(TAU_PLUS))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=5, help="of labels, for each share below 100 %%")
     parser.add_argument("--labels", type=float, nargs="+", default=[1, 5, 10, 25, 50, 100], help="per cent")
     parser.add_argument("--epochs", type=int, default=100)
@@ -288,33 +332,29 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def _labels(row: Row) -> float:
-    return float(row["labels"])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    started, rows = time.perf_counter(), read(options.out / "runs.parquet")
-    done = {(row["method"], row["seed"]) for row in rows}
-    for seed in range(options.seeds):
+    started = time.perf_counter()
+    for seed in range(options.first_seed, options.seeds):
         for method in options.methods:
             minutes = (time.perf_counter() - started) / 60
-            if (method, seed) in done:
+            if any((row["method"], row["seed"]) == (method, seed) for row in read(options.out)):
                 continue
             if options.minutes is not None and minutes > options.minutes:
                 print(f"stopped after {minutes:.1f} minutes, before {method}, seed {seed}", flush=True)
                 return
-            rows += run(options, method, seed)
-            write(options.out, rows, options)
-            best = max((row for row in rows if row["seed"] == seed and row["method"] == method), key=_labels)
+            rows = run(options, method, seed)
+            write(options.out, rows)
+            summarise(options)
+            best = max(rows, key=lambda row: float(row["labels"]))
             print(
                 f"{method}, seed {seed}: {best['seconds']:.0f} s ({best['cpu_seconds']:.0f} s of CPU), of which "
                 f"pre-training {best['pretraining_cpu_seconds'] / options.epochs:.2f} s of CPU per epoch; accuracy "
                 f"with {best['labels']:g} % of the labels {best['accuracy']:.3f}",
                 flush=True,
             )
-    print((options.out / "table.md").read_text())
+    print(summarise(options))
 
 
 if __name__ == "__main__":
