@@ -184,8 +184,9 @@ _COST_HEAD = (
 )
 _COST_NOTE = (
     "Means over seeds of the time of training without evaluations; what a guide, a store or a table of negatives costs "
-    "is in it, before step 1 or as refreshing. The last column: median seconds after which a run's dev "
-    "evaluations reach what {baseline} has in the end with the same seed, and how many runs do."
+    "is in it, before step 1 or as refreshing. The last column: median seconds after which a run has on dev what "
+    "{baseline} has in the end with the same seed, the median of the multiples of that run's time, and how many runs "
+    "get there; between evaluations dev is taken for a straight line."
 )
 _CHOICE_NOTE = "One seed that no run uses; every chain has as many options."
 
@@ -228,7 +229,8 @@ def _cost_rows(results: Results, data: str, model: str) -> tuple[tuple[str, ...]
         mine = runs[runs.chain == chain]
         if not len(mine):
             continue
-        reached = [seconds for seconds in _reaching(results, runs, chain) if seconds is not None]
+        reached = np.array(_reaching(results, runs, chain)).reshape(-1, 2)
+        there, times = np.median(reached, axis=0) if len(reached) else (math.nan, math.nan)
         rows.append(
             (
                 chain,
@@ -238,24 +240,40 @@ def _cost_rows(results: Results, data: str, model: str) -> tuple[tuple[str, ...]
                 f"{mine.seconds.mean() / base:.2f}" if base > 0 else "",
                 f"{mine.seconds_before_training.mean():.1f}",
                 f"{mine.refresh_seconds.mean():.1f}",
-                f"{np.median(reached):.1f} s ({len(reached)} of {len(mine)})" if reached else f"0 of {len(mine)}",
+                f"{there:.1f} s, {times:.2f} x ({len(reached)} of {len(mine)})"
+                if len(reached)
+                else f"0 of {len(mine)}",
             )
         )
     return tuple(rows)
 
 
-def _reaching(results: Results, runs: pd.DataFrame, chain: str) -> list[float | None]:
-    """For each run of a chain, seconds until dev is what the baseline's is in the end; None = never."""
-    dev = results.curves[results.curves.name == f"dev/{results.about['measure']}"]
+def _reaching(results: Results, runs: pd.DataFrame, chain: str) -> list[tuple[float, float]]:
+    """(seconds until dev is what the baseline's is in the end, the same as a multiple of the baseline's own seconds).
+
+    Between two evaluations dev is taken for a straight line; training begins where the untrained model stands. Runs
+    that never get there are left out.
+    """
+    name = f"dev/{results.about['measure']}"
+    dev = results.curves[results.curves.name == name]
     by_key = dict(list(dev.groupby("key")))
     base = runs[runs.chain == results.about["baseline"]].set_index("seed").key
-    found: list[float | None] = []
-    for key, seed in zip(*(runs[runs.chain == chain][name] for name in ("key", "seed")), strict=True):
-        if seed not in base.index or key not in by_key or base[seed] not in by_key:
-            found.append(None)
+    start = results.of("start").set_index(["data", "model"])[name]
+    found = []
+    for run in runs[runs.chain == chain].to_dict("records"):
+        if run["seed"] not in base.index or run["key"] not in by_key or base[run["seed"]] not in by_key:
             continue
-        there = by_key[key][by_key[key].value >= by_key[base[seed]].value.iloc[-1]]
-        found.append(float(there.seconds.iloc[0]) if len(there) else None)
+        goal = by_key[base[run["seed"]]].iloc[-1]
+        seconds = [run["seconds_before_training"], *by_key[run["key"]].seconds]
+        values = [start.get((run["data"], run["model"]), -math.inf), *by_key[run["key"]].value]
+        at = next((at for at, value in enumerate(values) if value >= goal.value), None)
+        if at is None:
+            continue
+        there = seconds[at]
+        if at and math.isfinite(values[at - 1]):
+            share = (goal.value - values[at - 1]) / (values[at] - values[at - 1])
+            there = seconds[at - 1] + share * (seconds[at] - seconds[at - 1])
+        found.append((float(there), float(there / goal.seconds)))
     return found
 
 

@@ -14,7 +14,7 @@ import pytest
 from hardneg.benchmark.cell import RUN
 from hardneg.benchmark.cli import comparison
 from hardneg.benchmark.compare import against_baseline, ranks, unlike_weights
-from hardneg.benchmark.report import MARKDOWN, PAGE, is_front, write_reports
+from hardneg.benchmark.report import MARKDOWN, PAGE, _reaching, is_front, write_reports
 from hardneg.benchmark.run import run_suite
 from hardneg.benchmark.suite import Cell
 from hardneg.benchmark.tables import read_results
@@ -74,6 +74,25 @@ def test_verdicts_are_those_of_the_scores(results_folder):
     }
     right = {"start": "worse", "better": "better", "alike": "equivalent", "worse": "worse"}
     assert found == {(data, chain): v for data in ("zoo", "another zoo", "all data sets") for chain, v in right.items()}
+
+
+def test_time_to_the_baseline_is_read_off_between_evaluations(results_folder):
+    """dev goes from 0.2 to 0.3 in the first second, and to the run's own mean in the next."""
+    folder = results_folder(data={"zoo": []})
+    results = read_results(folder)
+    runs = results.of("run")
+    ((seconds, times), *others) = sorted(_reaching(results, runs, "better"))
+    goal, own = (
+        runs[(runs.chain == chain) & (runs.seed == 0)]["dev/nDCG@10"].item() for chain in ("in-batch", "better")
+    )
+    straight = 1 + (goal - 0.3) / (own - 0.3)
+    assert straight in [pytest.approx(one) for one, _ in ((seconds, times), *others)]
+    assert times == pytest.approx(seconds / 2)
+    assert _reaching(results, runs, "in-batch") == [(2.0, 1.0)] * 3
+    assert _reaching(results, runs, "worse") == []
+    text = write_reports(folder)[0].read_text()
+    assert "2.0 s, 1.00 x (3 of 3)" in text
+    assert "| 0 of 3 |" in text
 
 
 def test_ranks_join_what_was_not_told_apart(results_folder):
