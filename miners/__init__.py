@@ -18,6 +18,7 @@ from miners.base import (
     Shuffled,
     TrainingTable,
 )
+from miners.cet import CET
 from miners.debiased import Debiased
 from miners.gist import GIST
 from miners.hardness_concentration import HardnessConcentration
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADORE",
+    "CET",
     "GIST",
     "NGAME",
     "BatchMiner",

@@ -34,10 +34,12 @@ class PoolMiner(nn.Module, ABC):
     Attributes:
         needs: what the miner asks of the family or of the miners before it; see `miners.pool.ABILITIES`.
         provides: what it adds for the miners and the loss behind it.
+        learning_rate: peak, of the weights of a model of the miner's own; None = as the module's.
     """
 
     needs: frozenset[str] = frozenset()
     provides: frozenset[str] = frozenset()
+    learning_rate: float | None = None
 
     @abstractmethod
     def forward(self, pool: NegativePool) -> NegativePool:
@@ -49,6 +51,17 @@ class PoolMiner(nn.Module, ABC):
     def aux_loss(self, pool: NegativePool) -> tuple[Tensor, Tensor] | None:
         """Loss of a model of the miner's own as (sum, count) terms, or None where there is none."""
         return None
+
+    def statistics(
+        self, pool: NegativePool, combine: Callable[[Tensor], Tensor] = lambda sums: sums
+    ) -> dict[str, Tensor]:
+        """What to log of a step beside `NegativePool.statistics`, by name: scalars without gradient.
+
+        Args:
+            pool: as the chain has left it.
+            combine: adds up a vector over processes, so that these are the numbers of all anchors.
+        """
+        return {}
 
     def refresh(self, stores: Mapping[str, Store]) -> None:
         """Take fresh embeddings, one `Store` per space. Called by whoever re-encodes; the default keeps nothing."""

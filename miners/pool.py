@@ -34,6 +34,7 @@ ABILITIES: Mapping[str, str] = {
     "one_space": "anchors and candidates come from one encoder, so that their vectors may be mixed",
     "frozen": "a frozen Store of the candidates' side",
     "rank": "candidates know their place in a retrieved list",
+    "selection": "a second model of the family's own scores the same pairs (RerankingModule with `selection`)",
 }
 """Every word that may stand in ``needs`` and ``provides``, with its meaning."""
 

@@ -18,6 +18,7 @@ import miners
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.modules.base import ContrastiveModule
 from miners import BatchMiner, DrawnBatches, InBatch, NegativeSource, PoolMiner, Ragged, Shuffled, TrainingTable
+from miners.cet import SelectionFeatures
 from miners.store import Store
 from tests.families import FAMILIES, ROWS, make_batch
 
@@ -40,6 +41,8 @@ def build(kind: type):
     """A miner with the arguments that have no default."""
     if kind is miners.StaticNegatives:
         return kind(Ragged.from_lists([[300 + row, 400 + row] for row in range(ROWS)]))
+    if kind is miners.CET:
+        return kind(SelectionFeatures(), origins=None)
     return kind()
 
 

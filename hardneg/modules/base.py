@@ -198,10 +198,8 @@ class ContrastiveModule(pl.LightningModule, ABC):
         self._followed = state.get("followed", -1)
 
     def configure_optimizers(self) -> Any:
-        decayed = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
-        plain = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
         optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            self.parameter_groups(),
             lr=self.learning_rate,
             fused=True,  # fifteen times faster than the default on a CPU, for a model whose half is a word table
         )
@@ -217,6 +215,25 @@ class ContrastiveModule(pl.LightningModule, ABC):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser is given: matrices decay, the rest does not; miners' models may have their own rates."""
+        groups, taken = [], set()
+        for chain in self.chains.values():
+            for miner in chain:  # type: ignore[attr-defined]
+                if miner.learning_rate is not None:
+                    own = [p for p in miner.parameters() if p.requires_grad]
+                    groups += self._decayed_and_plain(own, lr=miner.learning_rate)
+                    taken |= set(own)
+        rest = [p for p in self.parameters() if p.requires_grad and p not in taken]
+        return [*self._decayed_and_plain(rest), *(group for group in groups if group["params"])]
+
+    def _decayed_and_plain(self, weights: Sequence[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
+        decayed, plain = [p for p in weights if p.ndim >= 2], [p for p in weights if p.ndim < 2]
+        return [
+            {"params": decayed, "weight_decay": self.weight_decay, **options},
+            {"params": plain, "weight_decay": 0.0, **options},
+        ]
 
     def _total_steps(self) -> int:
         """Optimiser steps of the whole fit.
@@ -250,6 +267,9 @@ class ContrastiveModule(pl.LightningModule, ABC):
         for pool in self.finished:
             prefix = "train/" if len(self.finished) == 1 else f"train/{pool.direction}/"
             statistics = pool.statistics(combine=added)
+            for miner in self.chain_of(pool.direction):
+                own = miner.statistics(pool, combine=added)
+                statistics |= {f"{type(miner).__name__}/{name}": value for name, value in own.items()}
             self.log_dict({prefix + name: value for name, value in statistics.items()}, batch_size=anchors)
             self._warn_once(statistics, anchors)
 

@@ -182,53 +182,6 @@ def test_unpg_t2(whisker: float | None, kept: int | None, cosface: float, arcfac
         close(mean(InfoNCE(), pool), expected)
 
 
-# ---- CET: the other model's propensity weighs a pair ----------------------------------------------------------------
-
-
-class CET(PoolMiner):
-    """Weights 1 + exp(a / T) of the selection model's scores; its own loss is weighted by the ranker's."""
-
-    def __init__(self, positives: Tensor, negatives: Tensor, temperature: float) -> None:
-        super().__init__()
-        self.positives, self.negatives = torch.nn.Parameter(positives), torch.nn.Parameter(negatives)  # (B, 1) each
-        self.temperature = temperature
-
-    def _propensity(self, scores: Tensor) -> Tensor:
-        return (1 + (scores.detach() / self.temperature).exp()).log()
-
-    def forward(self, pool: NegativePool) -> NegativePool:
-        return pool.weight(lambda scores, block: self._propensity(self.negatives))
-
-    def aux_loss(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
-        own = scored(self.positives, self.negatives).weight(
-            lambda scores, block: self._propensity(pool.scores(pool.negatives[0]))
-        )
-        return PairwiseLogistic()(own)
-
-
-@pytest.mark.parametrize(
-    ("temperature", "weights", "ranker", "selector"),
-    [(10, (2.221403, 1.904837, 2), 0.831323, 1.275972), (2, (3.718282, 1.606531, 2), 0.834962, 1.331203)],
-)
-def test_cet_t1(temperature: float, weights: tuple[float, ...], ranker: float, selector: float) -> None:
-    positives, negatives = table([[2], [1], [0.3]]).requires_grad_(), table([[0.5], [1.5], [-2]]).requires_grad_()
-    miner = CET(table([[1.5], [0.2], [0]]), table([[2], [-1], [0]]), temperature)
-    pool = scored(positives, negatives)
-    close(mean(PairwiseLogistic(), pool), 0.423678, digits=5)  # 0.4236786: the spec's last digit is cut, not rounded
-    weighted = miner(pool)
-    assert weighted.negatives[0].log_weight is not None
-    close(weighted.negatives[0].log_weight.exp()[:, 0], list(weights))
-    loss = mean(PairwiseLogistic(), weighted)
-    close(loss, ranker)
-    total, count = miner.aux_loss(weighted)
-    close(total / count, selector)
-    # neither model's loss reaches the other
-    assert torch.autograd.grad(loss, list(miner.parameters()), allow_unused=True, retain_graph=True) == (None, None)
-    assert torch.autograd.grad(total, [positives, negatives], allow_unused=True) == (None, None)
-    if temperature == 10:
-        close(torch.autograd.grad(loss, negatives)[0][0], [0.135080])
-
-
 # ---- SPN4CIR: a bank of frozen targets instead of the batch ----------------------------------------------------------
 
 
