@@ -19,10 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
 from datamodules import RetrievalData
+from hardneg.benchmark.statistics import estimate, judge
 from hardneg.callbacks import RefreshNegatives
 from hardneg.encoders import TextEncoder
 from hardneg.losses import InfoNCE
@@ -74,6 +76,22 @@ def run(clock: dict[str, Any], seed: int, steps: int, layers: int | None) -> dic
     return {"seconds": seconds, "refreshes": when.made[1:], "overlaps": when.overlaps, **module.measures.means}
 
 
+def verdict(means: dict[str, list[float]]) -> str:
+    """The measured clock, the last, against each other one: nDCG@10 by seed, judged as `hardneg benchmark` does."""
+    *others, (last, measured) = means.items()
+    found = judge([estimate(np.array(measured)[:, None] - np.array(rows)[:, None]) for _, rows in others])
+    lines = [
+        "Mean nDCG@10: " + "; ".join(f"{name} {statistics.mean(rows):.4f}" for name, rows in means.items()) + ".\n"
+    ]
+    for (name, rows), one in zip(others, found, strict=True):
+        by_seed = ", ".join(f"{a - b:+.4f}" for a, b in zip(measured, rows, strict=True))
+        lines.append(
+            f"- {last}, against {name}: {one.estimate.mean:+.4f} (by seed {by_seed}; 95 % over seeds {one.low:+.4f} to "
+            f"{one.high:+.4f}): {one.verdict}."
+        )
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Run both clocks with each seed, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,10 +130,7 @@ def main() -> int:
             cells += [", ".join(map(str, found["refreshes"])) or "-", " ".join(found["overlaps"]) or "-"]
             lines.append("| " + " | ".join([*cells, f"{found['seconds']:.0f}"]) + " |")
             print(lines[-1], flush=True)
-    lines += [
-        "",
-        "Mean nDCG@10: " + "; ".join(f"{name} {statistics.mean(rows):.4f}" for name, rows in means.items()) + ".",
-    ]
+    lines += ["", verdict(means)]
     options.out.write_text("\n".join(lines) + "\n")
     print(lines[-1])
     return 0
