@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from miners.base import PoolMiner
+from miners.base import PoolMiner, process_count
 from miners.pool import NegativePool
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,12 @@ class Debiased(PoolMiner):
                 pool.context.step,
                 100 * float(self.clamp_rate),
             )
+
+    def statistics(
+        self, pool: NegativePool, combine: Callable[[Tensor], Tensor] = lambda sums: sums
+    ) -> dict[str, Tensor]:
+        """The clamp rate of the last look, the mean over processes."""
+        return {} if self.clamp_rate is None else {"clamp_rate": combine(self.clamp_rate.float()) / process_count()}
 
     def _bound(self, pool: NegativePool, like: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) log N, and the log of the least that N negatives sum to."""

@@ -41,8 +41,10 @@ def test_the_bound_takes_over_without_a_gradient_for_the_negatives() -> None:
     assert corrected.mass().item() == pytest.approx(math.log(2) - 1 / 0.2)
     (gradient,) = torch.autograd.grad(cost(corrected).sum(), given)
     assert gradient.abs().max() < 1e-12
+    assert miner.statistics(corrected) == {}  # not looked yet
     miner.commit(corrected)
     assert float(miner.clamp_rate) == 1.0
+    assert float(miner.statistics(corrected)["clamp_rate"]) == 1.0
 
 
 def test_says_once_that_most_anchors_are_at_the_bound(caplog) -> None:
