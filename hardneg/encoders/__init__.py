@@ -1,6 +1,7 @@
 """Encoders: raw inputs in, vectors out."""
 
 from hardneg.encoders.base import Encoder
+from hardneg.encoders.images import ImageBackbone, ImageEncoder, IRResNet, TorchvisionBackbone, load_images
 from hardneg.encoders.signals import (
     InertialConvolutions,
     InertialTransformer,
@@ -12,10 +13,15 @@ from hardneg.encoders.text import TextEncoder
 
 __all__ = [
     "Encoder",
+    "IRResNet",
+    "ImageBackbone",
+    "ImageEncoder",
     "InertialConvolutions",
     "InertialTransformer",
     "SignalEncoder",
     "SkeletonCooccurrence",
     "TextEncoder",
+    "TorchvisionBackbone",
+    "load_images",
     "load_signals",
 ]

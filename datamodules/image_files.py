@@ -1,0 +1,308 @@
+"""Pictures in folders, zip archives and tables: found once, decoded when they are asked for.
+
+Three layouts, told apart by what is there:
+
+    photos/ann/01.jpg                   a folder (or a zip archive) with a folder for each class
+    set/metadata.csv                    a table: file, a column with the class, and any others (split, ...)
+    set/images.zip                      ... with its pictures in the archive (or in images/, or beside the table)
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.readers import expand, read_records, text_field
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"})
+MOST_BYTES = 1 << 28  # of one packed picture: more is no picture but an attack, or a mistake
+TABLE, ARCHIVE, FOLDER = "metadata.csv", "images.zip", "images"
+CLASS_COLUMNS = ("identity", "label", "class")
+UNLABELLED = -1
+
+
+class Files(Protocol):
+    """Something that holds packed pictures by name."""
+
+    def names(self) -> list[str]:
+        """Names of all pictures, "/" between folders, sorted."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one."""
+
+
+class FolderFiles:
+    """Pictures below a folder. Hidden files and what has no picture's suffix are passed by."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        found = []
+        for place, folders, files in os.walk(self.folder, followlinks=True):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = Path(place).relative_to(self.folder)
+            found += [(inside / name).as_posix() for name in files]
+        return sorted(filter(is_picture, found))
+
+    def read(self, name: str) -> bytes:
+        _inside(name, str(self.folder))
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise FileNotFoundError(f"{self.folder / name}: cannot be read ({error.strerror}).") from None
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+
+class ZipFiles:
+    """Pictures in a zip archive, read where they lie: nothing is unpacked to disk.
+
+    Each process opens the archive for itself, since workers must not share a file position.
+
+    Raises:
+        ValueError: no zip archive; a member whose path leads out of it, is absolute, or is a link.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open: tuple[int, zipfile.ZipFile] | None = None  # process and handle
+        for member in self._archive().infolist():
+            _inside(member.filename.replace("\\", "/"), str(path))
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise ValueError(f"{path}: member '{member.filename}' is a link, which no set of pictures needs.")
+
+    def names(self) -> list[str]:
+        return sorted(filter(is_picture, self._archive().namelist()))
+
+    def read(self, name: str) -> bytes:
+        archive = self._archive()
+        try:
+            member = archive.getinfo(name)
+        except KeyError:
+            raise FileNotFoundError(f"{self.path}: holds no '{name}'.") from None
+        if member.file_size > MOST_BYTES:
+            raise ValueError(f"{self.path}: '{name}' unpacks to {member.file_size:,} bytes; a picture has fewer.")
+        try:
+            return archive.read(member)
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"{self.path}: '{name}' cannot be unpacked ({error}).") from None
+
+    def _archive(self) -> zipfile.ZipFile:
+        if self._open is None or self._open[0] != os.getpid():
+            try:
+                self._open = os.getpid(), zipfile.ZipFile(self.path)
+            except (zipfile.BadZipFile, OSError) as error:
+                raise ValueError(f"{self.path}: is no zip archive that can be read ({error}).") from None
+        return self._open[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_open": None}  # a worker opens its own
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass
+class Pictures(Dataset[tuple[Tensor, int, str]]):
+    """N pictures with classes: row i is (picture uint8 (C, H, W), class, name).
+
+    Args:
+        files: where their bytes are.
+        names: N names in ``files``.
+        labels: (N,) int64 positions in ``classes``, -1 unknown.
+        classes: names of the classes.
+        fields: by column of the table, (N,) str: what splits are made of.
+        channels: 3 = colour, 1 = grey; see `decode`.
+        size: sides that every picture is stretched to; None leaves each as it is.
+    """
+
+    files: Files
+    names: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    fields: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    channels: int = 3
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"Pictures(channels={self.channels}): wants 3 (colour) or 1 (grey).")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"Pictures(size={self.size}): wants at least 1 pixel, or null.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int, str]:
+        return self.picture(row), int(self.labels[row]), self.names[row]
+
+    def picture(self, row: int) -> Tensor:
+        """(C, H, W) uint8.
+
+        Raises:
+            FileNotFoundError, ValueError: it is not there, or is no picture; names it.
+        """
+        name = self.names[row]
+        return decode(self.files.read(name), f"{self.files}: '{name}'", self.channels, self.size)
+
+    def where(self, wanted: Mapping[str, Sequence[str | int]]) -> Tensor:
+        """(n,) rows whose fields have one of the wanted values; all of the conditions must hold.
+
+        Raises:
+            ValueError: a field that is not there, or a value that no picture has.
+        """
+        keep = np.ones(len(self), dtype=bool)
+        for name, values in wanted.items():
+            if name not in self.fields:
+                raise ValueError(f"{self.files}: no column '{name}' to choose by; there are {sorted(self.fields)}.")
+            texts = [str(value) for value in values]
+            if missing := sorted(set(texts) - set(self.fields[name].tolist())):
+                raise ValueError(f"{self.files}: no picture has {name} {', '.join(missing)}.")
+            keep &= np.isin(self.fields[name], texts)
+        return torch.from_numpy(np.flatnonzero(keep))
+
+
+def read_pictures(path: str | os.PathLike[str], channels: int = 3, size: int | None = None) -> Pictures:
+    """Find the pictures of a folder, a zip archive or a table; see the head of this module.
+
+    Without a table, a picture's class is the folder that it lies in, with those above; what lies in no folder has none.
+
+    Args:
+        path: "~" and environment variables are filled in.
+        channels: 3 = colour, 1 = grey.
+        size: sides that every picture is stretched to; None leaves each as it is.
+
+    Raises:
+        FileNotFoundError: nothing is there, or a table without pictures.
+        ValueError: no picture in it, paths that lead out of it, or lines of the table that are wrong.
+    """
+    path = expand(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist. Wanted: a folder of pictures, or a .zip archive of them.")
+    if path.is_dir() and (path / TABLE).exists():
+        return _from_table(path, channels, size)
+    files = open_files(path)
+    names = files.names()
+    if not names:
+        raise ValueError(f"{path}: holds no picture ({', '.join(sorted(SUFFIXES))}).")
+    folders = np.array([str(PurePosixPath(name).parent) for name in names])
+    classes, labels = np.unique(folders, return_inverse=True)
+    found = torch.from_numpy(labels.astype(np.int64))
+    if classes[0] == ".":  # beside the folders, so of no class
+        classes, found = classes[1:], found - 1
+    return Pictures(files, tuple(names), found, tuple(classes.tolist()), {}, channels, size)
+
+
+def open_files(path: Path) -> FolderFiles | ZipFiles:
+    """A folder or a zip archive as `Files`."""
+    return FolderFiles(path) if path.is_dir() else ZipFiles(path)
+
+
+def decode(data: bytes, name: str, channels: int = 3, size: int | None = None) -> Tensor:
+    """Unpack a picture -> (C, H, W) uint8.
+
+    It is turned as its EXIF says. What is transparent becomes white. Grey of 16 bits is divided by 257, so that it
+    keeps its range. Grey becomes colour by repeating it, colour becomes grey by ITU-R 601. Of frames, the first counts.
+
+    Args:
+        name: for messages.
+        channels: 3 or 1.
+        size: both sides of the result, bicubic with antialiasing; None = as it is.
+
+    Raises:
+        ValueError: it is no picture, is cut off, is too large to be one, or holds numbers without a range (float).
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            picture: Any = ImageOps.exif_transpose(opened)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ValueError(f"{name}: is no picture that can be read ({error}).") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name}: is too large ({error}).") from None
+    if picture.mode == "F":
+        raise ValueError(f"{name}: holds floating point numbers, whose range nobody knows. Save it with 8 or 16 bits.")
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        wide = np.asarray(picture).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 0xFFFF:
+            raise ValueError(f"{name}: holds values from {wide.min()} to {wide.max()}; wanted 8 or 16 bits.")
+        picture = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        over = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+    picture = picture.convert("RGB" if channels == 3 else "L")
+    if size is not None and picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    array = np.array(picture)  # a copy: the picture's own memory cannot be written to
+    return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).contiguous()
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name is a picture's; hidden ones are not, nor what a Mac leaves in archives."""
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") for part in path.parts) or "__MACOSX" in path.parts
+    return path.suffix.lower() in SUFFIXES and not hidden
+
+
+def _from_table(folder: Path, channels: int, size: int | None) -> Pictures:
+    """Pictures that ``metadata.csv`` lists, in its order."""
+    table = folder / TABLE
+    holder = next((folder / name for name in (ARCHIVE, FOLDER) if (folder / name).exists()), folder)
+    files = open_files(holder)
+    there = set(files.names())
+    names: dict[str, None] = {}
+    columns: dict[str, list[str]] = {}
+    for place, record in read_records(table):
+        name = text_field(place, record, "file")
+        if name in names:
+            raise ValueError(f"{place}: '{name}' stands in the table twice.")
+        if name not in there:
+            raise FileNotFoundError(f"{place}: {holder} holds no '{name}'.")
+        names[name] = None
+        for column, value in record.items():
+            if column != "file":
+                columns.setdefault(column, []).append(str(value))
+    if not names:
+        raise ValueError(f"{table}: lists no picture.")
+    fields = {column: np.array(values) for column, values in columns.items()}
+    column = next((name for name in CLASS_COLUMNS if name in fields), None)
+    if column is None:
+        raise ValueError(f"{table}: has no column {' or '.join(CLASS_COLUMNS)}; it has {sorted(fields)}.")
+    labels, classes = _codes(fields[column])
+    return Pictures(files, tuple(names), labels, classes, fields, channels, size)
+
+
+def _codes(column: NDArray[np.str_]) -> tuple[Tensor, tuple[str, ...]]:
+    """Positions among the sorted values; -1 where the cell is empty."""
+    classes, labels = np.unique(column, return_inverse=True)
+    found = torch.from_numpy(labels.astype(np.int64))
+    if len(classes) and classes[0] == "":
+        classes, found = classes[1:], found - 1
+    return found, tuple(classes.tolist())
+
+
+def _inside(name: str, of: str) -> None:
+    """Refuse a path that leads out of where it belongs.
+
+    Raises:
+        ValueError: it does.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
+        raise ValueError(f"{of}: the path '{name}' leads out of it. Do not trust this file.")
