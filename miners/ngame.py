@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from miners.base import BatchMiner, TrainingTable
+from miners.base import BatchMiner, TrainingTable, process_count, process_rank
 from miners.pool import Items
 
 if TYPE_CHECKING:
     from miners.store import Store
 
 log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 4 << 20  # clusters that are split together on a CPU: what a core's cache holds from one pass to the next
 
 
 class NGAME(BatchMiner):
@@ -28,7 +31,8 @@ class NGAME(BatchMiner):
 
     Args:
         cluster_size: rows of a cluster; the number of clusters is the next power of two, so that real sizes lie in
-            (cluster_size / 2, cluster_size]. 1 is plain shuffling. Ignored where ``halve_at`` is given.
+            (cluster_size / 2, cluster_size]. 1 is plain shuffling. A rising list such as [1, 2, 4, 8, 16] is a
+            curriculum, spread evenly over ``spread_epochs``. Ignored where ``halve_at`` is given.
         batch_size, drop_last, seed: as in `BatchMiner`.
         halve_at: the published curriculum: epochs at which the number of clusters, first one per row, is halved;
             clustering starts at the first of them. () uses ``cluster_size`` from ``warmup_epochs`` on.
@@ -38,15 +42,18 @@ class NGAME(BatchMiner):
         embeddings: "fresh" takes what a callback re-encodes (`hardneg.callbacks.RefreshNegatives`); "buffer" keeps what
             each anchor's own training step showed, at most one epoch old, at no extra cost.
         space: the anchors' space, as named in the stores of ``refresh``.
+        spread_epochs: epochs, from ``warmup_epochs`` on, over which a list of sizes is spread; the last size stays.
+            A size takes hold when its turn has come and ``refresh_interval`` lets the anchors be clustered.
+        device: where anchors are clustered: "cpu", "cuda", "cuda:1", ...
 
     Source:
         NGAME, arXiv 2207.04452, algorithm 1, and its code's schedule and balanced splits. Differs: lag 0 by default;
-        no more clusters than rows (the published loop would not end).
+        no more clusters than rows (the published loop would not end); several processes take the first one's clusters.
     """
 
     def __init__(
         self,
-        cluster_size: int = 16,
+        cluster_size: int | Sequence[int] = 16,
         batch_size: int = 32,
         drop_last: bool = False,
         seed: int = 0,
@@ -56,12 +63,22 @@ class NGAME(BatchMiner):
         lag: Literal[0, 1] = 0,
         embeddings: Literal["fresh", "buffer"] = "fresh",
         space: str = "query",
+        spread_epochs: int | None = None,
+        device: str = "cpu",
     ) -> None:
         super().__init__(batch_size, drop_last, seed)
-        if cluster_size < 1 or refresh_interval < 1 or lag not in (0, 1):
+        sizes = [cluster_size] if isinstance(cluster_size, int) else list(cluster_size)
+        if min(sizes, default=0) < 1 or refresh_interval < 1 or lag not in (0, 1):
             raise ValueError(
                 f"NGAME(cluster_size={cluster_size}, refresh_interval={refresh_interval}, lag={lag}): sizes and "
                 "intervals are at least 1, lag is 0 or 1."
+            )
+        if sizes != sorted(set(sizes)):
+            raise ValueError(f"NGAME(cluster_size={sizes}): a curriculum is a rising list, such as [1, 2, 4, 8, 16].")
+        if (len(sizes) > 1) != (spread_epochs is not None) or (spread_epochs is not None and spread_epochs < 1):
+            raise ValueError(
+                f"NGAME(cluster_size={cluster_size}, spread_epochs={spread_epochs}): a list of sizes wants the number "
+                "of epochs that it is spread over, at least 1, and a single size wants none."
             )
         if embeddings not in ("fresh", "buffer"):
             raise ValueError(f"NGAME(embeddings='{embeddings}'): wants 'fresh' or 'buffer'.")
@@ -74,6 +91,8 @@ class NGAME(BatchMiner):
         self.lag = lag
         self.embeddings = embeddings
         self.space = space
+        self.spread_epochs = spread_epochs
+        self.device = device
         self._store: Store | None = None
         self._buffer: Tensor | None = None  # (N, d) what training showed of each row
         self._seen: Tensor | None = None  # (N,) rows that the buffer holds
@@ -84,17 +103,24 @@ class NGAME(BatchMiner):
         super().attach(table)
         self._order = self._sizes = self._buffer = self._seen = None
 
+    def size_at(self, epoch: int) -> int:
+        """The ``cluster_size`` whose turn it is at ``epoch``."""
+        if isinstance(self.cluster_size, int):
+            return self.cluster_size
+        turn = max(epoch - self.warmup_epochs, 0) * len(self.cluster_size) // (self.spread_epochs or 1)
+        return self.cluster_size[min(turn, len(self.cluster_size) - 1)]
+
     def num_clusters(self, num_rows: int, epoch: int) -> int:
         """K' that a clustering at ``epoch`` asks for: a power of two, at most ``num_rows``."""
         if self.halve_at:
             wanted = num_rows / 2 ** sum(at <= epoch for at in self.halve_at)
         else:
-            wanted = num_rows / self.cluster_size
+            wanted = num_rows / self.size_at(epoch)
         return 2 ** min(math.ceil(math.log2(max(wanted, 1))), int(math.log2(num_rows)))
 
     def due(self, epoch: int) -> bool:
         """Whether anchors are clustered at the start of ``epoch``."""
-        if not self.halve_at and self.cluster_size == 1:
+        if not self.halve_at and self.size_at(epoch) == 1:
             return False  # a power of two of clusters would keep pairs together
         first = self.halve_at[0] if self.halve_at else self.warmup_epochs
         return epoch >= first and epoch % self.refresh_interval == 0
@@ -167,9 +193,14 @@ class NGAME(BatchMiner):
             rows, vectors = torch.arange(len(table)), self._store.rows(table.anchors)
         if len(rows) < 2:
             return
-        order, sizes = balanced_clusters(vectors, self.num_clusters(len(rows), epoch), self.generator(epoch, stream=1))
+        order, sizes = _alike_on_all(self._clusters_of, vectors, epoch)
         rest = (~self._seen).nonzero()[:, 0] if self.embeddings == "buffer" else rows[:0]  # type: ignore[operator]
         self._order, self._sizes = torch.cat([rows[order], rest]), torch.cat([sizes, torch.ones_like(rest)])
+
+    def _clusters_of(self, vectors: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        wanted = self.num_clusters(len(vectors), epoch)
+        order, sizes = balanced_clusters(vectors.to(self.device), wanted, self.generator(epoch, stream=1))
+        return order.cpu(), sizes
 
 
 def balanced_clusters(
@@ -177,17 +208,19 @@ def balanced_clusters(
 ) -> tuple[Tensor, Tensor]:
     """Split rows into clusters whose sizes differ by at most one, by rounds of balanced spherical 2-means.
 
-    Every cluster is split in every round until there are enough; all clusters of a round are split at once. Rows go
-    to halves by the rank of ``x . (c1 - c0)``, never to the nearest centroid; ties keep their order.
+    Every cluster is split in every round until there are enough. Rows go to halves by the rank of
+    ``x . (c1 - c0)``, never to the nearest centroid; of equal ranks, the earlier row goes to the first half. A GPU
+    splits all clusters of a round at once; a CPU takes as many together as its cache holds, on each of its threads.
 
     Args:
-        vectors: (n, d), any length; normalised here.
+        vectors: (n, d), any length, on any device; normalised here.
         num_clusters: rounded up to a power of two, at most n.
-        generator: draws the two starting rows of each split.
+        generator: of the CPU; draws the two starting rows of each split.
         tolerance: a split ends when its mean cosine gains less.
 
     Returns:
-        order (n,) int64: rows, cluster after cluster; sizes (K',) int64.
+        order (n,) int64 on the vectors' device: rows, cluster after cluster, rising within each; sizes (K',) int64 on
+        the CPU.
 
     Raises:
         ValueError: vectors that are not finite, naming the first such row.
@@ -195,58 +228,148 @@ def balanced_clusters(
     Source:
         NGAME's balanced splits (pyxclib `b_kmeans_dense`), made simultaneous over the clusters of a round.
     """
-    n = len(vectors)
-    if not bool(torch.isfinite(vectors).all()):
-        row = int((~torch.isfinite(vectors)).any(1).nonzero()[0])
+    n, dim = vectors.shape
+    x = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32))
+    norms = x.norm(dim=1, keepdim=True)  # (n, 1)
+    if not bool(torch.isfinite(norms).all()) and not bool(torch.isfinite(x).all()):
+        row = int((~torch.isfinite(x)).any(1).nonzero()[0])
         raise ValueError(f"cannot cluster: row {row} of {n} has a vector that is not finite (NaN or infinite).")
-    num_clusters = 2 ** min(math.ceil(math.log2(max(num_clusters, 1))), int(math.log2(max(n, 1))))
-    x = F.normalize(vectors.float(), dim=1)
-    order, sizes = torch.arange(n), torch.tensor([n])
-    while len(sizes) < num_clusters:
-        order, sizes = _split_all(x, order, sizes, generator, tolerance)
+    x = x / norms.clamp_min(1e-12)
+    rounds = min(math.ceil(math.log2(max(num_clusters, 1))), int(math.log2(max(n, 1))))
+    order, sizes = torch.arange(n, device=x.device), torch.tensor([n])
+    on_cpu = x.device.type == "cpu"
+    with ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1) as pool:
+        for _ in range(rounds):
+            starts = _starts(sizes, generator)
+            widest = int(sizes.max())
+            together = max(1, BLOCK_BYTES // (4 * dim * widest)) if on_cpu else len(sizes)
+            blocks = sizes.split(together)
+            parts = order.split([int(block.sum()) for block in blocks])
+            jobs = (parts, blocks, starts.split(together))
+            # a cluster larger than the cache keeps all threads busy by itself
+            alone = not on_cpu or 4 * dim * widest > BLOCK_BYTES
+            run = map if alone else pool.map
+            order = torch.cat(list(run(lambda *job: _split(x, *job, tolerance), *jobs)))
+            sizes = _halves(sizes)
     return order, sizes
 
 
-def _split_all(
-    x: Tensor, order: Tensor, sizes: Tensor, generator: torch.Generator, tolerance: float
-) -> tuple[Tensor, Tensor]:
-    """One round: every cluster in two. Sizes differ by at most one, so that padding costs one slot per cluster."""
-    clusters, width = len(sizes), int(sizes.max())
-    slot = torch.arange(width)
-    valid = slot < sizes[:, None]  # (C, width)
-    index = torch.zeros(clusters, width, dtype=torch.long)
-    index[valid] = order
-    first = (sizes + 1) // 2  # an odd row goes to the first half
-    draws = torch.rand(clusters, 2, generator=generator, dtype=torch.float64)
+def _halves(sizes: Tensor) -> Tensor:
+    """(2C,) rows of both halves of each cluster; an odd row goes to the first."""
+    first = (sizes + 1) // 2
+    return torch.stack([first, sizes - first], dim=1).reshape(-1)
+
+
+def _starts(sizes: Tensor, generator: torch.Generator) -> Tensor:
+    """(C, 2) two distinct places in each cluster."""
+    draws = torch.rand(len(sizes), 2, generator=generator, dtype=torch.float64)
     one = (draws[:, 0] * sizes).long()
     two = (draws[:, 1] * (sizes - 1)).long()
-    two = two + (two >= one).long()  # distinct
-    every = torch.arange(clusters)
-    c0, c1 = x[index[every, one]], x[index[every, two]]
-    points = x[index]  # (C, width, d)
-    place = torch.zeros(clusters, width, dtype=torch.long)  # slots in order of preference for the second half
-    best = torch.full((clusters,), -2.0)  # mean cosines cannot fall so low
-    active = every
-    while len(active):
-        mine = points if len(active) == clusters else points[active]
-        preference = torch.bmm(mine, (c1 - c0)[active, :, None])[:, :, 0]
-        preference[~valid[active]] = 3.0  # padding stays last: differences of cosines end at 2
-        ranked = preference.argsort(dim=1, stable=True)
-        rank = torch.empty_like(ranked).scatter_(1, ranked, slot.expand_as(ranked))
-        in_first = rank < first[active, None]
-        halves = torch.stack([in_first, ~in_first & valid[active]], dim=1).to(mine.dtype)  # (A, 2, width)
-        sums = torch.bmm(halves, mine)  # (A, 2, d)
-        objective = sums.norm(dim=2).sum(1) / sizes[active]  # sum of x . c, since c is the normalised sum
-        place[active] = ranked
-        c0[active], c1[active] = F.normalize(sums[:, 0], dim=1), F.normalize(sums[:, 1], dim=1)
-        gained = objective - best[active] >= tolerance
-        best[active] = objective
-        active = active[gained]
-    taken = slot < first[:, None]
-    rows = index.gather(1, place)
-    halves_rows = torch.stack([rows, rows], dim=1)  # (C, 2, width): the same row list, two masks
-    keep = torch.stack([taken, ~taken & valid], dim=1)
-    return halves_rows[keep], torch.stack([first, sizes - first], dim=1).reshape(-1)
+    return torch.stack([one, two + (two >= one).long()], dim=1)
+
+
+def _split(x: Tensor, order: Tensor, sizes: Tensor, starts: Tensor, tolerance: float) -> Tensor:
+    """Split C clusters in two, all at once; their sizes differ by at most one, so that padding costs a row of each.
+
+    Args:
+        x: (n, d) normalised rows of all clusters.
+        order: (m,) the rows of these ones, cluster after cluster.
+        sizes, starts: (C,), (C, 2) on the CPU.
+
+    Returns:
+        (m,) the same rows, half after half.
+    """
+    device, width = x.device, int(sizes.max())
+    size = sizes.to(device)
+    index, valid = order, torch.ones(len(order), dtype=torch.bool, device=device)
+    if padded := len(order) < len(sizes) * width:
+        valid = torch.arange(width, device=device) < size[:, None]
+        index = order.new_zeros(valid.shape)
+        index[valid] = order
+    index, valid = index.view(len(sizes), width), valid.view(len(sizes), width)  # (C, width)
+    points = x.index_select(0, index.view(-1)).view(*index.shape, -1)  # (C, width, d)
+    if padded:
+        points[~valid] = 0
+    # with an odd width, a cluster that lacks a row lacks it in its first half: padding takes that place
+    kept, padding = (width + 1) // 2, -3.0 if width % 2 else 3.0
+    every = torch.arange(len(sizes), device=device)
+    chosen = points[every[:, None], starts.to(device)]  # (C, 2, d)
+    towards = chosen[:, 1] - chosen[:, 0]  # (C, d)
+    total = _sums(points, valid)
+    first = torch.zeros_like(valid)  # what is returned
+    half = torch.zeros_like(valid)  # of the last pass
+    sums = torch.zeros_like(total)  # of the first half
+    held, going, present = every, torch.ones_like(every, dtype=torch.bool), valid
+    best = total.new_full((len(sizes),), -2.0)  # mean cosines cannot fall so low
+    while True:
+        preference = _dots(points, towards)
+        if padded:
+            preference.masked_fill_(~present, padding)
+        now = _smallest(preference, kept) & present
+        if len(held) == 1:  # one large cluster does not fit the cache: read again only the rows that changed halves
+            moved = (now ^ half)[0].nonzero()[:, 0]
+            sums = sums + (now[0, moved].to(x.dtype) * 2 - 1) @ points[0].index_select(0, moved)
+        else:
+            sums = _sums(points, now)
+        half, rest = now, total - sums
+        lengths = torch.stack([sums.norm(dim=1), rest.norm(dim=1)], dim=1)  # (H, 2)
+        objective = lengths.sum(1) / size  # sum of x . c, since c is the normalised sum
+        done = going & (objective - best < tolerance)
+        best = objective
+        if bool(done.any()):
+            first[held[done]] = now[done]
+            going = going & ~done
+            left = int(going.sum())
+            if left == 0:
+                break
+            if 4 * left <= 3 * len(held):  # else what is done goes on and nobody looks: cheaper than a copy
+                stay = going.nonzero()[:, 0]
+                points, present, half, total, sums, rest = (
+                    part.index_select(0, stay) for part in (points, present, half, total, sums, rest)
+                )
+                lengths, size, best, held, going = (part[stay] for part in (lengths, size, best, held, going))
+        unit = 1 / lengths.clamp_min(1e-12)
+        towards = rest * unit[:, 1:] - sums * unit[:, :1]
+    halves = torch.stack([first, ~first & valid], dim=1)  # (C, 2, width)
+    return index[:, None].expand_as(halves)[halves]
+
+
+def _dots(points: Tensor, towards: Tensor) -> Tensor:
+    """(C, width) products of the rows (C, width, d) of each cluster with its own vector (C, d)."""
+    if points.device.type != "cpu" or len(points) == 1:
+        return torch.bmm(points, towards[:, :, None])[:, :, 0]
+    # MKL's batched products take 15 times as long where one side has a single column
+    return torch.from_numpy(np.vecdot(points.numpy(), towards[:, None].numpy()))
+
+
+def _sums(points: Tensor, chosen: Tensor) -> Tensor:
+    """(C, d) sums of the ``chosen`` (C, width) rows of each cluster (C, width, d)."""
+    weights = chosen.to(points.dtype)
+    if points.device.type != "cpu" or len(points) == 1:
+        return torch.bmm(weights[:, None], points)[:, 0]
+    return torch.from_numpy(np.einsum("cw,cwd->cd", weights.numpy(), points.numpy()))
+
+
+def _smallest(values: Tensor, k: int) -> Tensor:
+    """(C, width) which k of each row are smallest; of equal ones, the first."""
+    if values.device.type == "cpu":
+        highest = torch.from_numpy(np.partition(values.numpy(), k - 1, axis=1)[:, k - 1 : k])
+    else:
+        highest = values.kthvalue(k, dim=1, keepdim=True).values
+    chosen = values <= highest
+    if bool((chosen.sum(1) > k).any()):
+        below, equal = values < highest, values == highest
+        chosen = below | (equal & (equal.cumsum(1) <= k - below.sum(1, keepdim=True)))
+    return chosen
+
+
+def _alike_on_all(make: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> tuple[Tensor, Tensor]:
+    """What the first process makes, on all: last digits may differ between machines, and orders must not."""
+    if process_count() == 1:
+        return make(*arguments)
+    made: list[Any] = [make(*arguments) if process_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(made, src=0)
+    return made[0]  # type: ignore[no-any-return]
 
 
 def _shuffle_clusters(order: Tensor, sizes: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from miners import NGAME, BatchMiner, Items, Ragged, Store, TrainingTable
+from miners import NGAME, BatchMiner, Block, Items, NegativePool, Ragged, Store, TrainingTable
 from miners.ngame import balanced_clusters
 from miners.testing import BatchMinerContract, random_stores, random_table
 
@@ -118,6 +118,48 @@ def test_a_batch_holds_neighbours() -> None:
     assert closeness(32) > closeness(8) > closeness(1) + 0.05
 
 
+def test_sizes_are_spread_over_the_run() -> None:
+    miner = NGAME([1, 2, 4, 8], warmup_epochs=1, spread_epochs=8)
+    assert [miner.size_at(epoch) for epoch in range(12)] == [1, 1, 1, 2, 2, 4, 4, 8, 8, 8, 8, 8]
+    assert miner.schedule(1024, 12) == [(0, 1024), (3, 512), (5, 256), (7, 128)]
+    seldom = NGAME([1, 2, 4, 8], spread_epochs=8, refresh_interval=3)
+    assert seldom.schedule(1024, 12) == [(0, 1024), (3, 512), (6, 128)]
+
+
+def test_batches_of_a_curriculum_grow_harder() -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(256, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    miner = NGAME([1, 8, 32], batch_size=32, spread_epochs=3)
+    miner.attach(TrainingTable(torch.arange(256), Ragged.from_lists([[row] for row in range(256)])))
+    miner.refresh({"query": Store(vectors, space="query")})
+    closeness = []
+    for epoch in range(3):
+        miner.set_epoch(epoch)
+        within = [vectors[batch] @ vectors[batch].T for batch in miner]
+        closeness.append(sum(float(one.sum() - one.trace()) for one in within) / (256 * 31))
+    assert closeness[0] + 0.05 < closeness[1] < closeness[2] - 0.05
+
+
+def test_neighbours_that_are_the_same_thing_are_no_negatives() -> None:
+    """Equal texts share a cluster; neither their ids nor their positives may push them apart."""
+    vectors = at([0, 0, 1, 180, 180, 181])
+    content = torch.tensor([7, 7, 8, 9, 9, 10])
+    table = TrainingTable(torch.arange(6), Ragged.from_lists([[0], [1], [2], [3], [4], [5]]), anchor_content=content)
+    miner = NGAME(3, batch_size=3)
+    miner.attach(table)
+    miner.refresh({"query": Store(vectors, space="query")})
+    assert sorted(sorted(batch) for batch in miner) == [[0, 1, 2], [3, 4, 5]]
+    own = Items(vectors[:3], torch.arange(3), content[:3], space="query")
+    documents = Items(vectors[:3, None], torch.tensor([[0], [1], [2]]), content[:3, None], space="document")
+    candidates = Items(vectors[:3], torch.arange(3), content[:3], space="document")
+    pool = NegativePool(own, Block(documents, "positive"), known=Ragged.from_lists([[0], [1, 2], [2]]))
+    pool = pool.add(Block(candidates, "in_batch"))
+    assert pool.usable_of(pool.negatives[0]).tolist() == [
+        [False, False, True],  # itself, and the same text under another id
+        [False, False, False],  # and a document that is known to be right
+        [True, True, False],
+    ]
+
+
 def test_t9_clusters_of_one_are_plain_shuffling() -> None:
     """Rows meet as often as chance lets them, as in a shuffled loader."""
     miner = ready(rows=12, cluster_size=1, batch_size=4)
@@ -145,6 +187,12 @@ def test_identical_and_zero_rows_are_split_evenly() -> None:
         order, sizes = balanced_clusters(rows, 4, torch.Generator().manual_seed(0))
         assert sizes.tolist() == [3, 2, 3, 2]
         assert sorted(order.tolist()) == list(range(10))
+
+
+def test_of_equal_rows_the_earlier_go_first() -> None:
+    order, sizes = balanced_clusters(torch.ones(7, 3), 2, torch.Generator().manual_seed(0))
+    assert order.tolist() == list(range(7))
+    assert sizes.tolist() == [4, 3]
 
 
 def test_real_sizes_lie_between_half_and_whole() -> None:
@@ -191,6 +239,11 @@ def test_a_vector_that_is_not_finite_is_named() -> None:
 def test_messages() -> None:
     with pytest.raises(ValueError, match=r"NGAME\(cluster_size=0, refresh_interval=1, lag=0\)"):
         NGAME(0)
+    with pytest.raises(ValueError, match=r"NGAME\(cluster_size=\[4, 2\]\): a curriculum is a rising list"):
+        NGAME([4, 2], spread_epochs=2)
+    for wrong in ({"cluster_size": [1, 2]}, {"spread_epochs": 4}, {"cluster_size": [1, 2], "spread_epochs": 0}):
+        with pytest.raises(ValueError, match="a list of sizes wants the number of epochs that it is spread over"):
+            NGAME(**wrong)
     with pytest.raises(ValueError, match=r"NGAME\(embeddings='old'\): wants 'fresh' or 'buffer'"):
         NGAME(embeddings="old")
     with pytest.raises(ValueError, match=r"NGAME\(halve_at=\[3, 2\]\): rising epochs from 1 on"):
