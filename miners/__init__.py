@@ -25,6 +25,7 @@ from miners.hardness_concentration import HardnessConcentration
 from miners.in_batch import InBatch
 from miners.memory_queue import MemoryQueue
 from miners.mined_on_refresh import MinedOnRefresh
+from miners.mochi import MoCHi
 from miners.ngame import NGAME
 from miners.no_duplicates import NoDuplicates
 from miners.pool import Block, Items, NegativePool, StepContext
@@ -32,6 +33,7 @@ from miners.positive_aware import PositiveAware
 from miners.ragged import Ragged
 from miners.self_blocks import SelfBlocks
 from miners.static_negatives import StaticNegatives
+from miners.taxonomy_negatives import TaxonomyNegatives
 
 if TYPE_CHECKING:
     from miners.index import FaissIndex, Index, ShardedIndex, TorchIndex, build_index
@@ -56,6 +58,7 @@ __all__ = [
     "MemoryQueue",
     "MinedNegatives",
     "MinedOnRefresh",
+    "MoCHi",
     "NegativePool",
     "NegativeSource",
     "NoDuplicates",
@@ -69,6 +72,7 @@ __all__ = [
     "StaticNegatives",
     "StepContext",
     "Store",
+    "TaxonomyNegatives",
     "TorchIndex",
     "TrainingTable",
     "build_index",

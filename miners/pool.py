@@ -307,8 +307,10 @@ class NegativePool:
         if not tops:
             nothing = self._zeros()[:, None][:, :0]
             return nothing, nothing.bool(), nothing.long()[:, :, None].expand(-1, -1, 2)
-        scores, order = torch.cat(tops, 1).topk(min(k, sum(top.shape[1] for top in tops)), dim=1)
-        where = torch.cat(wheres, 1).gather(1, order[:, :, None].expand(-1, -1, 2))
+        scores, where = tops[0], wheres[0]
+        if len(tops) > 1:
+            scores, order = torch.cat(tops, 1).topk(min(k, sum(top.shape[1] for top in tops)), dim=1)
+            where = torch.cat(wheres, 1).gather(1, order[:, :, None].expand(-1, -1, 2))
         valid = scores > -torch.inf
         return scores.masked_fill(~valid, 0), valid, where
 

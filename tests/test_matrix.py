@@ -41,6 +41,12 @@ def build(kind: type):
     """A miner with the arguments that have no default."""
     if kind is miners.StaticNegatives:
         return kind(Ragged.from_lists([[300 + row, 400 + row] for row in range(ROWS)]))
+    if kind is miners.MoCHi:
+        # mixes with the anchor want one encoder: tests/miners/test_mochi.py
+        return kind(num_hard=4, num_pairs=3, num_with_anchor=0, warmup_epochs=0)
+    if kind is miners.TaxonomyNegatives:  # row i is about document i, whose siblings are 300 + 2 i and its neighbour
+        children = {document: 450 + row for row in range(ROWS) for document in (row, 300 + 2 * row, 301 + 2 * row)}
+        return kind(Ragged.from_lists([[children[i]] if i in children else [] for i in range(450 + ROWS)]), 2)
     if kind is miners.CET:
         return kind(SelectionFeatures(), origins=None)
     return kind()
