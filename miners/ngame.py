@@ -304,7 +304,7 @@ def _split(x: Tensor, order: Tensor, sizes: Tensor, starts: Tensor, tolerance: f
     while True:
         preference = _dots(points, towards)
         if padded:
-            preference.masked_fill_(~present, padding)
+            preference[~present] = padding
         now = _smallest(preference, kept) & present
         if len(held) == 1:  # one large cluster does not fit the cache: read again only the rows that changed halves
             moved = (now ^ half)[0].nonzero()[:, 0]
