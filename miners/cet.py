@@ -141,8 +141,8 @@ class CET(PoolMiner):
     what is wanted. So give S other inputs than R, and watch ``CET/correlation``, which is logged at each step.
 
     Args:
-        selection: the selection model: `SelectionFeatures` (rank and guide), `SelectionTower` (a second head), or
-            `SelectionOfFamily` (a second cross-encoder, in `RerankingModule`).
+        selection: the selection model: `SelectionFeatures` (rank and guide; the default), `SelectionTower` (a second
+            head), or `SelectionOfFamily` (a second cross-encoder, in `RerankingModule`).
         temperature: T; divides log-odds. The published script has 10, its parser 2.
         weights: "inverse_propensity", as published, or "posterior": the probability (1 - rho) / (1 - lambda rho) that
             an unlabelled candidate is irrelevant, in [0, 1], which lowers likely positives directly.
@@ -168,7 +168,7 @@ class CET(PoolMiner):
 
     def __init__(
         self,
-        selection: SelectionModel,
+        selection: SelectionModel | None = None,
         temperature: float = 10.0,
         weights: Literal["inverse_propensity", "posterior"] = "inverse_propensity",
         clamp: float | None = 5.0,
@@ -186,7 +186,7 @@ class CET(PoolMiner):
             raise ValueError(f"CET(clamp={clamp}): wants a positive number, or None for no bound.")
         if normalise not in ("batch", "row", "halved", "none"):
             raise ValueError(f"CET(normalise='{normalise}'): wants 'batch', 'row', 'halved' or 'none'.")
-        self.selection = selection
+        self.selection = selection or SelectionFeatures()
         self.temperature = temperature
         self.weights = weights
         self.clamp = clamp
@@ -194,7 +194,7 @@ class CET(PoolMiner):
         self.origins = None if origins is None else tuple(origins)
         self.start_step = start_step
         self.learning_rate = learning_rate
-        self.needs = selection.needs | (frozenset({"drawn"}) if self.origins == ("mined",) else frozenset())
+        self.needs = self.selection.needs | (frozenset({"drawn"}) if self.origins == ("mined",) else frozenset())
         self._warned = False
 
     def forward(self, pool: NegativePool) -> NegativePool:

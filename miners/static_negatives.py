@@ -89,23 +89,35 @@ def _pairs_in(rows: Tensor, values: Tensor, lists: Ragged) -> Tensor:
     return torch.isin(rows * base + values, lists.row_of_value * base + lists.values)
 
 
-def _read(path: Path, table: TrainingTable) -> Ragged:
-    """Lists by training row from a mined table; names become ids through the training set."""
+def read_lists(path: Path, query_names: Sequence[str], document_names: Sequence[str]) -> Ragged:
+    """Lists of document ids by query id, in the order of the rows of a mined table.
+
+    Args:
+        path: parquet with columns ``query_id`` and ``doc_id``, as `miners.mine` writes them.
+        query_names, document_names: external names; position = id.
+
+    Raises:
+        ValueError: a table with other columns, or with names that are not among these.
+    """
     import pyarrow.parquet as pq  # base dependency, kept out of `import miners` for its time
 
-    if table.anchor_names is None or table.document_names is None:
-        raise ValueError(
-            f"'{path}' names queries and documents; this training set has no names. Hand over ready lists."
-        )
     columns = pq.read_schema(path).names
     if not {"query_id", "doc_id"} <= set(columns):
         raise ValueError(f"'{path}' has columns {columns}; StaticNegatives wants query_id and doc_id.")
     mined = pq.read_table(path, columns=["query_id", "doc_id"])
     mined = mined.filter(mined["doc_id"].is_valid())  # slots that mine(too_few="pad") marks as empty
-    queries = _ids_of(mined["query_id"], table.anchor_names, path, "query_id")
-    documents = _ids_of(mined["doc_id"], table.document_names, path, "doc_id")
-    by_query = Ragged.from_pairs(queries, documents, len(table.anchor_names))
-    return by_query.select(table.anchors)
+    queries = _ids_of(mined["query_id"], query_names, path, "query_id")
+    documents = _ids_of(mined["doc_id"], document_names, path, "doc_id")
+    return Ragged.from_pairs(queries, documents, len(query_names))
+
+
+def _read(path: Path, table: TrainingTable) -> Ragged:
+    """Lists by training row from a mined table; names become ids through the training set."""
+    if table.anchor_names is None or table.document_names is None:
+        raise ValueError(
+            f"'{path}' names queries and documents; this training set has no names. Hand over ready lists."
+        )
+    return read_lists(path, table.anchor_names, table.document_names).select(table.anchors)
 
 
 def _ids_of(column: pa.ChunkedArray, names: Sequence[str], path: Path, what: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Encoders: raw inputs in, vectors out."""
 
 from hardneg.encoders.base import Encoder
+from hardneg.encoders.cross import CrossEncoder, PairScorer, WordOverlap
 from hardneg.encoders.images import ImageBackbone, ImageEncoder, IRResNet, TorchvisionBackbone, load_images
 from hardneg.encoders.signals import (
     InertialConvolutions,
@@ -12,16 +13,19 @@ from hardneg.encoders.signals import (
 from hardneg.encoders.text import TextEncoder
 
 __all__ = [
+    "CrossEncoder",
     "Encoder",
     "IRResNet",
     "ImageBackbone",
     "ImageEncoder",
     "InertialConvolutions",
     "InertialTransformer",
+    "PairScorer",
     "SignalEncoder",
     "SkeletonCooccurrence",
     "TextEncoder",
     "TorchvisionBackbone",
+    "WordOverlap",
     "load_images",
     "load_signals",
 ]

@@ -61,7 +61,7 @@ class TextEncoder(Encoder):
 
         self.model = model
         self.transformer = SentenceTransformer(
-            _resolve(model), trust_remote_code=trust_remote_code, device=device or "cpu"
+            resolve(model), trust_remote_code=trust_remote_code, device=device or "cpu"
         )
         self.transformer.train()  # it loads in evaluation mode, and Lightning leaves modes as it finds them
         if max_seq_length is not None:
@@ -208,7 +208,7 @@ def _layers(transformer: nn.Module, option: str) -> tuple[str, nn.ModuleList]:
     raise ValueError(f"{option}: this model has no list of transformer layers; leave the option out.")
 
 
-def _resolve(model: str) -> str:
+def resolve(model: str) -> str:
     """The folder or hub name that sentence-transformers is to load."""
     if model in PACKAGED:
         try:

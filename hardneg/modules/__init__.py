@@ -2,6 +2,7 @@
 
 from hardneg.modules.base import ContrastiveModule
 from hardneg.modules.har import HARModule
+from hardneg.modules.reranking import RerankingModule
 from hardneg.modules.retrieval import RetrievalModule
 
-__all__ = ["ContrastiveModule", "HARModule", "RetrievalModule"]
+__all__ = ["ContrastiveModule", "HARModule", "RerankingModule", "RetrievalModule"]

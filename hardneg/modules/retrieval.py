@@ -45,6 +45,8 @@ class RetrievalModule(ContrastiveModule):
             queries against a corpus that stays as it is (ADORE). A `Store`, or the folder of one as
             `hardneg predict` writes it.
         eval_batch_size: texts per batch when the corpus is encoded.
+        rp_cutoffs: also measure R-precision at these ranks, "RP@5": the share of the first k that is relevant, where
+            fewer than k are relevant of those that are (skill extraction: [1, 5, 10]).
 
     Raises:
         ValueError: a guide with the student's own weights, a guide's folder without a guide; frozen spaces that do
@@ -70,6 +72,7 @@ class RetrievalModule(ContrastiveModule):
         chunk_size: int | None = None,
         momentum: float | None = None,
         frozen: Mapping[str, str | Store] | None = None,
+        rp_cutoffs: Sequence[int] = (),
     ) -> None:
         super().__init__(loss, miners, learning_rate, weight_decay, warmup_share, schedule, seed, chunk_size, momentum)
         if not directions or set(directions) - {"query_to_document", "document_to_query"}:
@@ -78,6 +81,7 @@ class RetrievalModule(ContrastiveModule):
         self.directions = tuple(directions)
         self.similarity = similarity
         self.eval_batch_size = eval_batch_size
+        self.rp_cutoffs = tuple(rp_cutoffs)
         provides = {"embeddings", "sides", "own_positive", "drawn", "one_space"}
         # outside the module tree: a guide has no gradient and belongs in no checkpoint of the student
         self._guide = [guide] if guide is not None else []
@@ -271,6 +275,24 @@ class RetrievalModule(ContrastiveModule):
             vectors = self.encoder(batch.inputs["query"], "query").float()
             self._queries.append({"ids": batch.items["query"].ids, "vectors": vectors})  # type: ignore[dict-item]
 
+    def _collected(self, split: str) -> tuple[Tensor, Tensor]:
+        """Ids (Q,) and vectors (Q, d), on the CPU, of the queries of a split that all processes have encoded."""
+        ids, _ = self.data.queries(split)
+        nothing = {"ids": torch.empty(0, dtype=torch.long), "vectors": torch.empty(0, self.encoder.dim)}
+        mine = self._queries or [{name: part.to(self.device) for name, part in nothing.items()}]
+        found = joined({name: torch.cat([part[name] for part in mine]) for name in nothing})
+        order = found["ids"].argsort()
+        if found["ids"][order].tolist() != ids.tolist():
+            raise ValueError(
+                f"{len(found['ids'])} queries of the split '{split}' were encoded, and it has {len(ids)}: the loader "
+                "did not hand all of them to every process. Set trainer.use_distributed_sampler=false, and no limit "
+                "on batches."
+            )
+        queries = found["vectors"][order].cpu()
+        if self.similarity == "cosine":
+            queries = torch.nn.functional.normalize(queries, dim=1)
+        return ids, queries
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._corpus = None
 
@@ -287,24 +309,17 @@ class RetrievalModule(ContrastiveModule):
     def _evaluate(self, split: str, prefix: str) -> None:
         """Rank the whole corpus for every query of the split, and log the usual measures; alike on every process."""
         data = self.data
-        ids, _ = data.queries(split)
         corpus = self._corpus_now()
-        nothing = {"ids": torch.empty(0, dtype=torch.long), "vectors": torch.empty(0, corpus.dim)}
-        mine = self._queries or [{name: part.to(self.device) for name, part in nothing.items()}]
-        found = joined({name: torch.cat([part[name] for part in mine]) for name in nothing})
-        order = found["ids"].argsort()
-        if found["ids"][order].tolist() != ids.tolist():
-            raise ValueError(
-                f"{len(found['ids'])} queries of the split '{split}' were encoded, and it has {len(ids)}: the loader "
-                "did not hand all of them to every process. Set trainer.use_distributed_sampler=false, and no limit "
-                "on batches."
-            )
-        queries = found["vectors"][order].cpu()
-        if self.similarity == "cosine":
-            queries = torch.nn.functional.normalize(queries, dim=1)
+        ids, queries = self._collected(split)
         names = data.names("query")
         measures = evaluate_retrieval(
-            queries, [names[int(i)] for i in ids], corpus, data.names("document"), data.qrels(split), self.device
+            queries,
+            [names[int(i)] for i in ids],
+            corpus,
+            data.names("document"),
+            data.qrels(split),
+            self.device,
+            self.rp_cutoffs,
         )
         self.log_dict({f"{prefix}/{name}": value for name, value in measures.means.items()}, batch_size=len(ids))
         self.measures = measures

@@ -112,10 +112,10 @@ def save_evaluation(
     shown: dict[str, str] = {}  # documents that some ranking mentions
     for row in range(len(query_names)) if kept is None else kept:
         grades = qrels[query_names[row]]
-        ranking = [documents[i] for i in measures.ids[row].tolist()]
+        ranking = [documents[i] for i in measures.ids[row].tolist() if i >= 0]  # lists of re-rankers may be short
         rank = next((place for place, found in enumerate(ranking, 1) if grades.get(found, 0) >= 1), None)
         relevant = ranking[rank - 1] if rank else max(grades, key=lambda found: grades[found])
-        scores = measures.scores[row, :TOP].tolist()
+        scores = measures.scores[row, : min(TOP, len(ranking))].tolist()
         top = tuple(
             Found(found, score, grades.get(found, 0)) for found, score in zip(ranking[:TOP], scores, strict=True)
         )

@@ -235,7 +235,7 @@ def test_in_batch_negatives_keep_their_weight_and_rows_without_negatives_cost_no
     weighed = CET(SelectionFeatures(), normalise="none")(pool)
     assert [block.log_weight is None for block in weighed.negatives] == [True, False]
     empty = scored(column(1.0), torch.zeros(1, 0, dtype=DOUBLE))
-    miner = CET(SelectionFeatures())
+    miner = CET()
     total, count = miner.aux_loss(miner(empty))
     assert (total.item(), int(count)) == (0.0, 0)
     assert miner.statistics(miner(empty))["correlation"] == 0
@@ -266,6 +266,6 @@ def test_messages() -> None:
         ({"normalise": "mean"}, "wants 'batch', 'row', 'halved' or 'none'"),
     ):
         with pytest.raises(ValueError, match=message):
-            CET(SelectionFeatures(), **options)  # type: ignore[arg-type]
+            CET(**options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"SelectionTower\(dim=384\) meets vectors of 8 dims .* Set its dim to 8"):
         CET(SelectionTower(), origins=None)(InBatch()(random_pool(0, "two_tower")))
