@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -157,18 +157,21 @@ class MetricLoss(PoolLoss):
 
     Args:
         metric_loss: a loss of pairs or triplets, such as NTXentLoss, TripletMarginLoss or MultiSimilarityLoss.
+        metric_miner: a miner of theirs that chooses among what the chain has left, such as MultiSimilarityMiner. It
+            knows things by class alone: each anchor is a class, to which its positives belong by their ids.
 
     Shapes:
         B anchors; count = anchors with a positive, by which the mean over processes is weighed. Its memory is the
         peer's: often (pairs of positives) x (pairs of negatives).
 
     Raises:
-        ValueError: a loss with class centres or a memory of its own; in training, a pool with weights or ready scores.
+        ValueError: a loss with class centres or a memory of its own; in training, a pool with weights or ready scores,
+            or, with a miner of theirs, a thing that is a positive of several anchors.
     """
 
     needs = frozenset({"embeddings"})
 
-    def __init__(self, metric_loss: BaseMetricLossFunction) -> None:
+    def __init__(self, metric_loss: BaseMetricLossFunction, metric_miner: BaseMiner | None = None) -> None:
         super().__init__(temperature=1.0)
         if not isinstance(metric_loss, BaseMetricLossFunction) or isinstance(metric_loss, WeightMixin):
             raise ValueError(
@@ -176,6 +179,7 @@ class MetricLoss(PoolLoss):
                 "has no pairs, and a memory is MemoryQueue's business: put it into the chain."
             )
         self.metric_loss = metric_loss
+        self.metric_miner = metric_miner
 
     def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
         blocks = (pool.positives, *pool.negatives)
@@ -188,9 +192,11 @@ class MetricLoss(PoolLoss):
             pairs.append((rows, start + within))
             start += len(vectors[-1])
         negative = [torch.cat(parts) for parts in zip(*pairs[1:], strict=True)] or [pairs[0][0][:0]] * 2
-        anchors = pool.anchors._need("embeddings")
-        indices: tuple[Any, ...] = (*pairs[0], *negative)
-        loss: Tensor = self.metric_loss(anchors, indices_tuple=indices, ref_emb=torch.cat(vectors))
+        anchors, candidates = pool.anchors._need("embeddings"), torch.cat(vectors)
+        indices: tuple[Tensor, ...] = (*pairs[0], *negative)
+        if self.metric_miner is not None:
+            indices = _chosen(self.metric_miner, anchors, candidates, torch.cat([_names(b) for b in blocks]), indices)
+        loss: Tensor = self.metric_loss(anchors, indices_tuple=indices, ref_emb=candidates)
         count = pool.usable_of(pool.positives).any(1).sum()
         return loss * count, count
 
@@ -212,3 +218,53 @@ def _vectors(block: Block) -> Tensor:
             "hardneg.losses, or leave the weighing miner out."
         )
     return block.items.embeddings
+
+
+def _names(block: Block) -> Tensor:
+    """(N,) | (B x N,) ids in the order of its vectors; things without ids are nobody."""
+    ids = block.items.ids
+    if ids is None:
+        return torch.full((_vectors(block)[..., 0].numel(),), -1, device=_vectors(block).device)
+    return ids.reshape(-1)
+
+
+def _chosen(
+    miner: BaseMiner, anchors: Tensor, candidates: Tensor, ids: Tensor, indices: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """What a miner of theirs takes of the pairs that the chain has left, as its own index tuple.
+
+    Args:
+        anchors, candidates: (B, d), (N, d).
+        ids: (N,), -1 = nobody.
+        indices: positive pairs and negative pairs, as (anchor, candidate) each.
+    """
+    nobody = -1 - torch.arange(len(ids), device=ids.device)
+    things, thing_of = torch.where(ids < 0, nobody, ids).unique(return_inverse=True)
+    # one copy of each thing, or the hardest negative might be a copy that the pool has in another role
+    copy = torch.full_like(things, len(ids)).scatter_reduce(0, thing_of, -1 - nobody, "amin")
+    first, owned, rows, columns = indices
+    positives, negatives = (first, thing_of[owned]), (rows, thing_of[columns])
+    owner, thing = torch.stack(positives).unique(dim=1)
+    owners = torch.bincount(thing, minlength=len(things))
+    if bool((owners > 1).any()):
+        raise ValueError(
+            f"id {int(things[owners.argmax()])} is a positive of {int(owners.max())} anchors of this batch, which the "
+            f"classes of {type(miner).__name__} cannot say. Use NoDuplicates' batches, or leave metric_miner out."
+        )
+    labels = torch.arange(len(anchors), device=anchors.device)
+    classes = len(labels) + torch.arange(len(things), device=ids.device)  # by default a thing is like no other
+    classes[thing] = owner
+    found = miner(anchors, labels, candidates[copy], classes)
+    if len(found) == 3:
+        anchor, positive, negative = found
+        kept = _among(anchor, negative, negatives) & _among(anchor, positive, positives)
+        return anchor[kept], copy[positive[kept]], copy[negative[kept]]
+    a, p, b, n = found
+    near, far = _among(a, p, positives), _among(b, n, negatives)
+    return a[near], copy[p[near]], b[far], copy[n[far]]
+
+
+def _among(anchor: Tensor, candidate: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """Which pairs are among some others."""
+    width = 1 + max((int(part.max()) for part in (candidate, pairs[1]) if len(part)), default=0)
+    return torch.isin(anchor * width + candidate, pairs[0] * width + pairs[1])

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
-from pytorch_metric_learning.losses import ArcFaceLoss, CrossBatchMemory, NTXentLoss, TripletMarginLoss
-from pytorch_metric_learning.miners import BatchHardMiner
+from pytorch_metric_learning.losses import (
+    ArcFaceLoss,
+    CrossBatchMemory,
+    MultiSimilarityLoss,
+    NTXentLoss,
+    TripletMarginLoss,
+)
+from pytorch_metric_learning.miners import BatchHardMiner, MultiSimilarityMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 
@@ -103,6 +111,45 @@ def test_their_losses_equal_ours(theirs, ours, chain):
     assert value == pytest.approx(expected, rel=1e-5)
     for gradient, other in zip(gradients, others, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("miner", [MultiSimilarityMiner(0.3), BatchHardMiner(distance=CosineSimilarity())])
+def test_their_miners_choose_as_they_do_on_their_own(miner):
+    """Rows of queries and documents, where both are defined alike; our copies of a positive mislead nobody."""
+    loss = MultiSimilarityLoss()
+    (queries, documents, _), guide = guided_batch(12, 16, seed=3)
+    total, count = MetricLoss(loss, miner)(InBatch()(pool_of([queries, documents], guide[:2])))
+    labels = torch.arange(len(queries))
+    pairs = miner(queries, labels, documents, labels.clone())  # of the same object it would skip the diagonal
+    expected = loss(queries, labels, pairs, documents, labels.clone())
+    assert (total / count).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert 0 < len(pairs[-1]) < 12 * 11
+
+
+def test_what_the_chain_masked_no_miner_of_theirs_brings_back():
+    class Remembering(TripletMarginLoss):
+        def forward(self, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None):
+            self.seen = indices_tuple
+            return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+
+    loss = Remembering()
+    pool, _ = finished(InBatch(), PositiveAware(0.0), rows=40)
+    MetricLoss(loss, BatchHardMiner(distance=CosineSimilarity()))(pool)
+    anchor, positive, negative = loss.seen
+    usable = torch.cat([pool.usable_of(block) for block in pool.negatives], 1)
+    assert 0 < len(anchor) < 40  # of most anchors the hardest was masked
+    column = torch.where(negative < 40, negative, negative - 40)  # each in-batch document is there as a positive too
+    assert usable[anchor, column].all()
+    assert positive.equal(anchor)
+
+
+def test_a_thing_of_two_anchors_is_no_class():
+    pool, _ = finished(InBatch())
+    twice = pool.positives.items.ids.clone()
+    twice[1] = twice[0]
+    pool = replace(pool, positives=replace(pool.positives, items=replace(pool.positives.items, ids=twice)))
+    with pytest.raises(ValueError, match=r"id \d+ is a positive of 2 anchors .* MultiSimilarityMiner"):
+        MetricLoss(NTXentLoss(), MultiSimilarityMiner())(pool)
 
 
 def test_a_queue_is_seen_by_their_loss():
