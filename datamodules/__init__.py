@@ -1,8 +1,9 @@
 """Data modules: standard files in, `Batch` out; one `LightningDataModule` per kind of task."""
 
 from datamodules.batch import Batch
+from datamodules.distant import DistantLabelsData
 from datamodules.har import HARData
 from datamodules.pairs import PairsData
 from datamodules.retrieval import RetrievalData
 
-__all__ = ["Batch", "HARData", "PairsData", "RetrievalData"]
+__all__ = ["Batch", "DistantLabelsData", "HARData", "PairsData", "RetrievalData"]

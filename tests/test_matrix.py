@@ -48,7 +48,7 @@ def build(kind: type):
         children = {document: 450 + row for row in range(ROWS) for document in (row, 300 + 2 * row, 301 + 2 * row)}
         return kind(Ragged.from_lists([[children[i]] if i in children else [] for i in range(450 + ROWS)]), 2)
     if kind is miners.CET:
-        return kind(SelectionFeatures(), origins=None)
+        return kind(origins=None)
     return kind()
 
 

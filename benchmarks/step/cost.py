@@ -29,7 +29,12 @@ def ready_miners() -> dict[str, PoolMiner]:
         kind = getattr(miners, name)
         if inspect.isclass(kind) and issubclass(kind, PoolMiner) and not inspect.isabstract(kind):
             found[name] = kind
-    return {name: kind() for name, kind in found.items() if kind is not InBatch and kind.needs <= PROVIDED}
+    options = {"CET": {"origins": None}}  # by default it weighs what sources drew, which is not here
+    return {
+        name: kind(**options.get(name, {}))
+        for name, kind in found.items()
+        if kind is not InBatch and kind.needs <= PROVIDED
+    }
 
 
 def steps_of(rows: int, seed: int) -> dict[str, Step]:

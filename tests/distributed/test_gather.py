@@ -20,6 +20,7 @@ from hardneg.modules import RetrievalModule
 from hardneg.modules.gather import gather, joined
 from miners import (
     ADORE,
+    CET,
     GIST,
     Debiased,
     HardnessConcentration,
@@ -32,6 +33,7 @@ from miners import (
     SelfBlocks,
 )
 from miners.base import process_count, process_rank
+from miners.cet import SelectionTower
 from miners.store import Store
 from tests.distributed.processes import in_processes
 from tests.distributed.tiny import TinyEncoder
@@ -46,6 +48,7 @@ CHAINS: Mapping[str, Callable[[], list[PoolMiner]]] = {
     "HardnessConcentration": lambda: [InBatch(), HardnessConcentration(beta=0.3)],
     "Debiased": lambda: [InBatch(), SelfBlocks(), Debiased(tau_plus=0.1)],
     "MemoryQueue": lambda: [InBatch(), MemoryQueue(size=9), GIST()],
+    "CET": lambda: [InBatch(), CET(SelectionTower(dim=TinyEncoder().dim), temperature=2.0, origins=None)],
     "ADORE": lambda: [ADORE(num_negatives=5)],
 }
 LOSSES: Mapping[str, Callable[[], PoolLoss]] = {
