@@ -18,7 +18,6 @@ import miners
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.modules.base import ContrastiveModule
 from miners import BatchMiner, DrawnBatches, InBatch, NegativeSource, PoolMiner, Ragged, Shuffled, TrainingTable
-from miners.cet import SelectionFeatures
 from miners.store import Store
 from tests.families import FAMILIES, ROWS, make_batch
 
