@@ -294,24 +294,27 @@ class NegativePool:
             scores (B, k), highest first, with gradient, 0 where there is none; validity (B, k) bool; where (B, k, 2)
             int64: number of the block and column in it. k is cut to the number of columns there are.
         """
-        tops, wheres = [], []
+        tops, found, wheres = [], [], []
         for number, block in enumerate(self.negatives):
             if origins is not None and block.origin not in origins:
                 continue
             scores = self.scores(block)
+            ranked = scores.detach()  # the gradient takes the short way, through the k alone
             if block.usable is not None:
-                scores = scores.masked_fill(~block.usable, -torch.inf)
-            top, column = scores.topk(min(k, scores.shape[1]), dim=1)
+                ranked = ranked.masked_fill(~block.usable, -torch.inf)
+            top, column = ranked.topk(min(k, scores.shape[1]), dim=1)
             tops.append(top)
+            found.append(scores.gather(1, column))
             wheres.append(torch.stack([torch.full_like(column, number), column], dim=2))
         if not tops:
             nothing = self._zeros()[:, None][:, :0]
             return nothing, nothing.bool(), nothing.long()[:, :, None].expand(-1, -1, 2)
-        scores, where = tops[0], wheres[0]
+        ranked, scores, where = tops[0], found[0], wheres[0]
         if len(tops) > 1:
-            scores, order = torch.cat(tops, 1).topk(min(k, sum(top.shape[1] for top in tops)), dim=1)
+            ranked, order = torch.cat(tops, 1).topk(min(k, sum(top.shape[1] for top in tops)), dim=1)
+            scores = torch.cat(found, 1).gather(1, order)
             where = torch.cat(wheres, 1).gather(1, order[:, :, None].expand(-1, -1, 2))
-        valid = scores > -torch.inf
+        valid = ranked > -torch.inf
         return scores.masked_fill(~valid, 0), valid, where
 
     def lowest_positive(self, guide: bool = False) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 import miners
 from benchmarks.step.guided import batch, ours, pool_of, theirs, trained, with_gradients
 from benchmarks.step.measure import Step, arguments, seconds, seconds_together, write_table
-from miners import InBatch, PoolMiner
+from miners import InBatch, MoCHi, PoolMiner
 
 PROVIDED = {"embeddings", "sides", "own_positive", "guide", "one_space"}
 ONE_BLOCK, FOUR_BLOCKS = "InBatch (one block)", "InBatch, SelfBlocks, GIST (four blocks)"
@@ -23,7 +23,10 @@ SIZES, DIMS = (256, 512), 384
 
 
 def ready_miners() -> dict[str, PoolMiner]:
-    """Every public pool miner that needs neither a corpus nor classes, with its own defaults."""
+    """Every public pool miner that needs neither a corpus nor classes, with its own defaults.
+
+    Without MoCHi, which mixes nothing of so few candidates: see ``mochi.py``.
+    """
     found = {}
     for name in miners.__all__:
         kind = getattr(miners, name)
@@ -33,7 +36,7 @@ def ready_miners() -> dict[str, PoolMiner]:
     return {
         name: kind(**options.get(name, {}))
         for name, kind in found.items()
-        if kind is not InBatch and kind.needs <= PROVIDED
+        if kind not in (InBatch, MoCHi) and kind.needs <= PROVIDED
     }
 
 
