@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -205,7 +207,7 @@ def _each(
                 yield cell, None
         return
     # spawn: forked children of a process with threads may hang
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=quiet) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin_child) as pool:
         futures = {pool.submit(_in_child, runner, cell, folder, suite.name, wandb): cell for cell in cells}
         for future in as_completed(futures):
             yield futures[future], future.exception()
@@ -217,6 +219,19 @@ def _in_child(runner: Runner, cell: Cell, folder: Path, group: str, wandb: bool)
         runner(cell, folder, group, wandb)
     except Exception as error:
         raise RuntimeError(_reason(error)) from None
+
+
+def _begin_child() -> None:
+    quiet()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed suite leaves nobody behind who goes on with its cells, beside those of the suite that takes it up."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def quiet() -> None:

@@ -5,6 +5,8 @@ import logging
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -64,6 +66,34 @@ def test_killed_and_restarted_gives_the_same_to_the_last_digit(suite_file, make_
     assert one.curves[one.curves.name == "dev/nDCG@10"].step.tolist() == [0, 2, 4, 2, 4, 2, 4, 2, 4]
     assert one.runs.weights.nunique() == 1
     assert (one.of("run").steps == 4).all()
+
+
+def test_a_killed_suite_leaves_no_process_behind(suite_file, tmp_path):
+    cells = tmp_path / "out" / "cells"
+    command = [sys.executable, "-m", "tests.hardneg.benchmark.orphans", str(suite_file()), str(cells.parent)]
+    suite = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: len(list(cells.glob("*.beat"))) == 2)
+    finally:
+        suite.kill()
+        suite.wait()
+
+    def beats() -> set[str]:
+        return {file.read_text() for file in cells.glob("*.beat")}
+
+    def silent() -> bool:
+        before = beats()
+        time.sleep(0.5)
+        return beats() == before
+
+    wait_until(silent)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came to pass"
+        time.sleep(0.05)
 
 
 def test_a_changed_cell_is_run_again_and_said(make_suite, tmp_path, caplog):
