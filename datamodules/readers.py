@@ -50,6 +50,25 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[Place, Fields]]
     return reader(path)
 
 
+def read_json_lines(path: Path) -> Iterator[tuple[Place, Fields]]:
+    """Stream the records of a file of JSON lines (also .gz), whatever its name ends in.
+
+    Raises:
+        ValueError: a line that is no JSON object; file and line are named.
+    """
+    return _jsonl(path)
+
+
+def read_lines(path: Path) -> Iterator[tuple[Place, str]]:
+    """Stream the lines of a text file (also .gz) without their ends.
+
+    Raises:
+        ValueError: bytes that are not UTF-8, or a damaged gzip file; file and line are named.
+    """
+    for number, line in enumerate(_lines(path), start=1):
+        yield Place(path, number), line.rstrip("\r\n")
+
+
 def expand(path: str | os.PathLike[str]) -> Path:
     """Fill in "~" and environment variables, as in "$HARDNEG_DATA/scifact".
 

@@ -73,6 +73,11 @@ class TextData(RowsData):
         """The judgements of a split that count as positives."""
         return self.judgements(split)
 
+    def excluded(self, split: str) -> Judgements:
+        """Pairs of a split that are no answer to anything, such as a page and itself: left out of every ranking."""
+        nothing = torch.empty(0, dtype=torch.long)
+        return Judgements(nothing, nothing, nothing)
+
     def own_sources(self, table: TrainingTable) -> Sequence[NegativeSource]:
         """Sources that come with the files, before those that the user names."""
         return ()

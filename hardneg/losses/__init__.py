@@ -2,7 +2,15 @@
 
 from hardneg.losses.base import PoolLoss
 from hardneg.losses.info_nce import InfoNCE
-from hardneg.losses.ngame import NGAMEHinge
+from hardneg.losses.ngame import NGAMEClassifierHinge, NGAMEHinge
 from hardneg.losses.pairwise import LambdaRank, PairwiseLogistic, TripletMargin
 
-__all__ = ["InfoNCE", "LambdaRank", "NGAMEHinge", "PairwiseLogistic", "PoolLoss", "TripletMargin"]
+__all__ = [
+    "InfoNCE",
+    "LambdaRank",
+    "NGAMEClassifierHinge",
+    "NGAMEHinge",
+    "PairwiseLogistic",
+    "PoolLoss",
+    "TripletMargin",
+]

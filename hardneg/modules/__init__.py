@@ -1,8 +1,9 @@
 """Lightning modules, one per family."""
 
 from hardneg.modules.base import ContrastiveModule
+from hardneg.modules.extreme import ExtremeModule
 from hardneg.modules.har import HARModule
 from hardneg.modules.reranking import RerankingModule
 from hardneg.modules.retrieval import RetrievalModule
 
-__all__ = ["ContrastiveModule", "HARModule", "RerankingModule", "RetrievalModule"]
+__all__ = ["ContrastiveModule", "ExtremeModule", "HARModule", "RerankingModule", "RetrievalModule"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hardneg.losses import NGAMEHinge
+from hardneg.losses import NGAMEClassifierHinge, NGAMEHinge
 from miners import Block, InBatch, Items, NegativePool
 from miners.testing import leaves, random_pool
 from tests.oracles import pairs as oracle
@@ -83,3 +83,41 @@ def test_rows_without_negatives_cost_nothing(temperature: float | None) -> None:
         assert bool(gradient.isfinite().all())
     nothing = mined.mask(lambda scores, block: torch.ones_like(scores).bool(), "test")
     assert NGAMEHinge(2.0, 4, temperature)(nothing)[0] == 0
+
+
+def classifier_loss(scores: list[list[float]], right: list[list[int]], positives: int, negatives: int) -> torch.Tensor:
+    """Every label is a column for every anchor; its own are its positives."""
+    usable = torch.tensor(right) == 1
+    given = torch.tensor(scores, dtype=torch.float64, requires_grad=True)
+    labels = Items(ids=torch.arange(given.shape[1]))
+    base = NegativePool(
+        Items(ids=torch.arange(len(given)), space="query"), Block(labels, "classes", given=given, usable=usable)
+    )
+    total, count = NGAMEClassifierHinge(0.2, positives, negatives)(base.add(Block(labels, "classes", given=given)))
+    total.backward()
+    assert given.grad is not None
+    assert bool(torch.isfinite(given.grad).all())
+    return total.detach() / count
+
+
+def test_t7_classifiers() -> None:
+    scores = [[0.9, 0.2, 0.6, 0.5, 0.1], [0.3, 0.7, 0.4, 0.75, 0], [0.1, 0.2, 0.8, 0.55, 0.6]]
+    right = [[1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 1]]
+    assert float(classifier_loss(scores, right, positives=3, negatives=2)) == pytest.approx(0.027778, abs=5e-7)
+
+
+def test_as_many_labels_as_anchors_are_no_other_case() -> None:
+    """The published code takes the diagonal for the positives then, and returns 0.2."""
+    scores, right = [[0.1, 0.9, 0.8], [0.7, 0.2, 0.3], [0.4, 0.5, 0.6]], [[0, 1, 1], [1, 0, 0], [0, 0, 1]]
+    assert float(classifier_loss(scores, right, positives=2, negatives=1)) == pytest.approx(0.016667, abs=5e-7)
+
+
+def test_an_anchor_without_negatives_or_positives_costs_nothing() -> None:
+    assert float(classifier_loss([[0.1, 0.2]], [[1, 1]], positives=3, negatives=2)) == 0
+    with_one_more = classifier_loss([[0.1, 0.2], [0.9, 0.8]], [[1, 0], [0, 0]], positives=1, negatives=1)
+    assert float(with_one_more) == pytest.approx(0.3)  # the second anchor does not count
+
+
+def test_the_classifier_hinge_says_what_it_wants() -> None:
+    with pytest.raises(ValueError, match=r"NGAMEClassifierHinge\(num_positives=0, num_negatives=5\): at least 1 each"):
+        NGAMEClassifierHinge(num_positives=0)
