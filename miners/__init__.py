@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from miners.adore import ADORE
+from miners.balanced_classes import BalancedClasses
 from miners.base import (
     BatchMiner,
     Draw,
@@ -23,6 +24,7 @@ from miners.debiased import Debiased
 from miners.gist import GIST
 from miners.hardness_concentration import HardnessConcentration
 from miners.in_batch import InBatch
+from miners.margins import AdaFace, ArcFace, CosFace, MagFace
 from miners.memory_queue import MemoryQueue
 from miners.mined_on_refresh import MinedOnRefresh
 from miners.mochi import MoCHi
@@ -34,6 +36,7 @@ from miners.ragged import Ragged
 from miners.self_blocks import SelfBlocks
 from miners.static_negatives import StaticNegatives
 from miners.taxonomy_negatives import TaxonomyNegatives
+from miners.unpg import UNPG
 
 if TYPE_CHECKING:
     from miners.index import FaissIndex, Index, ShardedIndex, TorchIndex, build_index
@@ -45,8 +48,13 @@ __all__ = [
     "CET",
     "GIST",
     "NGAME",
+    "UNPG",
+    "AdaFace",
+    "ArcFace",
+    "BalancedClasses",
     "BatchMiner",
     "Block",
+    "CosFace",
     "Debiased",
     "Draw",
     "DrawnBatches",
@@ -55,6 +63,7 @@ __all__ = [
     "InBatch",
     "Index",
     "Items",
+    "MagFace",
     "MemoryQueue",
     "MinedNegatives",
     "MinedOnRefresh",

@@ -19,7 +19,7 @@ from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.modules.base import ContrastiveModule
 from miners import BatchMiner, DrawnBatches, InBatch, NegativeSource, PoolMiner, Ragged, Shuffled, TrainingTable
 from miners.store import Store
-from tests.families import FAMILIES, ROWS, make_batch
+from tests.families import CLASSES, FAMILIES, ROWS, make_batch
 
 
 def public(kind: type) -> list[type]:
@@ -137,8 +137,9 @@ def test_batch_miner_cell(family, kind):
 
 
 def attached(kind: type[BatchMiner]) -> BatchMiner:
-    miner = kind(batch_size=5)
-    miner.attach(TrainingTable(torch.arange(ROWS), Ragged.from_lists([[i] for i in range(ROWS)])))
+    miner = kind(batch_size=8)
+    rows = torch.arange(ROWS)
+    miner.attach(TrainingTable(rows, Ragged.from_lists([[i] for i in range(ROWS)]), labels=rows % CLASSES))
     return miner
 
 

@@ -6,7 +6,6 @@ that the published codes print, or float64 derivations where no code exists.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,11 +23,6 @@ DOUBLE = torch.float64
 
 def table(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(rows, dtype=DOUBLE)
-
-
-def at(degrees: Sequence[float]) -> Tensor:
-    angle = torch.tensor(degrees, dtype=DOUBLE) * math.pi / 180
-    return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
 def pairs(anchors: Tensor, positives: Tensor, temperature: Tensor | float, **parts: object) -> NegativePool:
@@ -119,67 +113,6 @@ def test_mochi_t2_gradients(miner: PoolMiner | None, expected: tuple[float, ...]
     pool = moco(anchor) if miner is None else miner(moco(anchor))
     (gradient,) = torch.autograd.grad(mean(InfoNCE(), pool), anchor)
     close(gradient[0], list(expected))
-
-
-# ---- UNPG: every different-identity pair of the batch, as one column -------------------------------------------------
-
-
-class UNPG(PoolMiner):
-    """The logsumexp of all filtered pairs as one (B, 1) block; ``whisker`` None filters nothing."""
-
-    def __init__(self, whisker: float) -> None:
-        super().__init__()
-        self.whisker = whisker
-
-    def forward(self, pool: NegativePool) -> NegativePool:
-        faces = pool.sides["anchors"]
-        assert isinstance(faces, Items)
-        assert faces.labels is not None
-        products = faces.unit @ faces.unit.T
-        one, two = torch.triu_indices(len(faces), len(faces), 1)
-        similarity = products[one, two][faces.labels[one] != faces.labels[two]]
-        ranked = similarity.detach().sort().values
-        low, high = ranked[int(0.25 * len(ranked))], ranked[int(0.75 * len(ranked))]
-        reach = self.whisker * (high - low)
-        self.kept = similarity[(similarity >= low - reach) & (similarity <= high + reach)]
-        mass = (self.kept / pool.temperature).logsumexp(0) * pool.temperature
-        return pool.add(Block(Items(), "pairs", given=mass.expand(len(pool), 1)))
-
-
-def head(cosine: Tensor, margin: float, kind: str) -> Tensor:
-    if kind == "cosface":
-        return cosine - margin
-    sine = (1 - cosine**2).clamp_min(1e-12).sqrt()  # angle addition: acos would need a clamp that moves the value
-    return cosine * math.cos(margin) - sine * math.sin(margin)
-
-
-def faces(kind: str, margin: float) -> NegativePool:
-    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3])
-    samples = Items(at([0, 10, 80, 95, 170, 185, 60]), torch.arange(7), labels=labels, space="image")
-    centres = Items(at([5, 90, 175, 60]), torch.arange(4), labels=torch.arange(4), space="class")
-    target = (samples.unit * centres.unit[labels]).sum(1, keepdim=True)
-    own = Block(centres.take(labels[:, None]), "positive", given=head(target, margin, kind))
-    sides = {"anchors": samples, "classes": centres}
-    return InBatch()(NegativePool(samples, own, 1 / 16, sides=sides, direction="image_to_class"))
-
-
-@pytest.mark.parametrize(
-    ("whisker", "kept", "cosface", "arcface"),
-    [
-        (None, None, 2.126598, 0.552648),
-        (1.5, 18, 5.827665, 2.260276),
-        (0.5, 16, 2.738729, 0.598495),
-        (0.25, 11, 2.230500, 0.557446),
-    ],
-)
-def test_unpg_t2(whisker: float | None, kept: int | None, cosface: float, arcface: float) -> None:
-    for kind, margin, expected in (("cosface", 0.4, cosface), ("arcface", 0.5, arcface)):
-        pool = faces(kind, margin)
-        if whisker is not None:
-            miner = UNPG(whisker)
-            pool = miner(pool)
-            assert len(miner.kept) == kept
-        close(mean(InfoNCE(), pool), expected)
 
 
 # ---- SPN4CIR: a bank of frozen targets instead of the batch ----------------------------------------------------------
