@@ -3,8 +3,9 @@
 from datamodules.batch import Batch
 from datamodules.distant import DistantLabelsData
 from datamodules.extreme import ExtremeData
+from datamodules.faces import FacesData
 from datamodules.har import HARData
 from datamodules.pairs import PairsData
 from datamodules.retrieval import RetrievalData
 
-__all__ = ["Batch", "DistantLabelsData", "ExtremeData", "HARData", "PairsData", "RetrievalData"]
+__all__ = ["Batch", "DistantLabelsData", "ExtremeData", "FacesData", "HARData", "PairsData", "RetrievalData"]
