@@ -197,8 +197,9 @@ def _verdict_rows(
     about, runs = results.about, results.runs
     column = f"{results.split}/{about['measure']}"
     rows = []
-    for chain in (START, *about["chains"]):
-        mine = runs[(runs.model == model) & (runs.chain == chain) & (runs.purpose != "tune")]
+    for chain in (*about["references"], START, *about["chains"]):
+        who = (chain, START) if chain in about["references"] else (model, chain)
+        mine = runs[(runs.model == who[0]) & (runs.chain == who[1]) & (runs.purpose != "tune")]
         mine = mine if data == ALL else mine[mine.data == data]
         if not len(mine):
             continue
@@ -214,7 +215,8 @@ def _verdict_rows(
                 f"{found.detectable:.4f}",
             )
         else:
-            row += ("baseline" if chain == about["baseline"] else "", "", "", "", "")
+            said = {about["baseline"]: "baseline"} | dict.fromkeys(about["references"], "as it comes")
+            row += (said.get(chain, ""), "", "", "", "")
         rows.append(row)
     return tuple(rows)
 

@@ -26,6 +26,7 @@ KEYS = {
     "base": "overlays of every cell",
     "data": "name -> overlays",
     "models": "name -> overlays",
+    "references": "name -> overlays of models that are measured as they come, such as a guide",
     "chains": "name -> overlays, or a mapping with configs, prepare, tune, peer, seeds",
     "baseline": "the chain that all others are compared with; the first if left out",
     "seeds": "how many, or a list",
@@ -137,6 +138,7 @@ class Suite:
     base: tuple[Overlay, ...]
     data: Mapping[str, tuple[Overlay, ...]]
     models: Mapping[str, tuple[Overlay, ...]]
+    references: Mapping[str, tuple[Overlay, ...]]
     chains: tuple[Chain, ...]
     baseline: str
     seeds: tuple[int, ...]
@@ -152,11 +154,11 @@ class Suite:
     logging: tuple[str, ...]
 
     def start_cells(self) -> list[Cell]:
-        """The model as it comes, once for each data set and model."""
+        """The model as it comes, once for each data set and model, references included."""
         return [
             self._cell(data, model, Chain(START, ()), self.seeds[0], "start")
             for data in self.data
-            for model in self.models
+            for model in (*self.models, *self.references)
         ]
 
     def trials(self) -> list[Cell]:
@@ -186,7 +188,7 @@ class Suite:
         ]
 
     def _cell(self, data: str, model: str, chain: Chain, seed: int, purpose: Purpose, option: int = -1) -> Cell:
-        before = (*self.base, *self.data[data], *self.models[model])
+        before = (*self.base, *self.data[data], *{**self.models, **self.references}[model])
         tuned = () if option < 0 else (chain.tune[option],)
         rest = 1.0 - sum(phase.share for phase in chain.prepare)
         last = Phase("fit", (*chain.configs, *tuned), 0.0 if purpose == "start" else rest)
@@ -244,6 +246,10 @@ def read_suite(file: Path, find: Find) -> Suite:
         base=read.overlays(given.get("base", ()), "base"),
         data={str(n): read.overlays(each, f"data.{n}") for n, each in read.mapping(given, "data").items()},
         models={str(n): read.overlays(each, f"models.{n}") for n, each in read.mapping(given, "models").items()},
+        references={
+            str(n): read.overlays(each, f"references.{n}")
+            for n, each in (read.mapping(given, "references") if given.get("references") else {}).items()
+        },
         chains=chains,
         baseline=baseline,
         seeds=seeds,
@@ -258,6 +264,8 @@ def read_suite(file: Path, find: Find) -> Suite:
         expect_seconds=read.number(given, "expect_seconds", 0, above=0) if "expect_seconds" in given else None,
         logging=tuple(given.get("logging", ())),
     )
+    if both := sorted(set(suite.models) & set(suite.references)):
+        raise ValueError(f"{file}: '{both[0]}' is a model and a reference; give the reference another name.")
     if set(suite.logging) - {"wandb"}:
         raise ValueError(f"{file}: logging={list(suite.logging)}: wants [wandb], or nothing.")
     if any(trials.values()) and suite.tune_seed in seeds:

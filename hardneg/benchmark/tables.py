@@ -95,6 +95,7 @@ def write_tables(
         "budget": dict(suite.budget),
         "data": list(suite.data),
         "models": list(suite.models),
+        "references": list(suite.references),
         "chains": [chain.name for chain in suite.chains],
         "options": {chain.name: [option.content for option in chain.tune] for chain in suite.chains if chain.tune},
         "queries": {record["data"]: record["queries"] for record in records if record["purpose"] != "tune"},

@@ -95,6 +95,18 @@ def test_time_to_the_baseline_is_read_off_between_evaluations(results_folder):
     assert "| 0 of 3 |" in text
 
 
+def test_a_reference_is_measured_and_not_judged(results_folder):
+    folder = results_folder(references={"the guide": []})
+    results = read_results(folder)
+    assert len(results.runs) == 2 * (
+        2 + 3 * 4
+    )  # two data sets: model and guide as they come, three seeds of four chains
+    assert {each.model for each in against_baseline(results)} == {"words"}
+    rows = [line for line in write_reports(folder)[0].read_text().splitlines() if line.startswith("| the guide |")]
+    assert len(rows) == 3  # each data set, and both together
+    assert all(row.endswith("| as it comes |  |  |  |  |") for row in rows)
+
+
 def test_ranks_join_what_was_not_told_apart(results_folder):
     mean_ranks, p_values = ranks(read_results(results_folder()))
     assert mean_ranks["better"] == 1

@@ -76,6 +76,7 @@ def test_a_common_list_of_options_is_every_chain_s(make_suite):
         ({"budget": {"seconds": -1}}, "above 0"),
         ({"seeds": 0}, "seeds=0: wants how many"),
         ({"baseline": "nobody"}, "baseline 'nobody' is none of the chains: in-batch, ngame"),
+        ({"references": {"words": []}}, "'words' is a model and a reference"),
         ({"margin": 0}, "margin=0 is out of range"),
         ({"level": 1}, "level=1 is out of range"),
         ({"points": 0}, "points=0 is out of range"),
