@@ -11,6 +11,7 @@ import pytest
 
 from datamodules import DistantLabelsData
 from datamodules.beir import read_corpus, read_qrels, read_queries
+from datamodules.readers import read_records
 from hardneg.metrics.retrieval import r_precision
 from miners import Ragged
 from miners.phrases import find_names
@@ -124,6 +125,25 @@ def test_t6_literal_matching_on_the_benchmark(split: str, queries: int, pairs: i
     hits = [[name in own for name in names] for names, own in zip(ranked, gold.to_lists(), strict=True)]
     first = [1 / (1 + row.index(True)) if True in row else 0.0 for row in hits]
     assert sum(first) / len(first) == pytest.approx(mrr, abs=5e-4)
+
+
+@needs_data
+def test_a_perfect_ranking_counted_by_rows() -> None:
+    """The benchmark names a skill once per span; tech lacks three rows whose label is not in the list (else 0.9361)."""
+    by_query: dict[str, list[int]] = {}
+    for _, row in read_records(REAL / "span_annotations.tsv.gz"):
+        if row["skill-id"]:
+            by_query.setdefault(row["query-id"], []).append(int(row["skill-id"][1:]))
+    for name, rows, perfect in (
+        ("tech_test", 671, 0.9371),
+        ("house_test", 568, 0.9590),
+        ("techwolf_test", 588, 0.9969),
+    ):
+        gold = Ragged.from_lists([of for query, of in by_query.items() if query.startswith(name)])
+        assert len(gold.values) == rows
+        best = Ragged.from_lists([list(dict.fromkeys(of)) for of in gold.to_lists()]).padded()
+        assert float(r_precision(best, gold, 5, "rows").mean()) == pytest.approx(perfect, abs=5e-5)
+        assert float(r_precision(best, gold, 5).mean()) == 1.0
 
 
 @needs_data
