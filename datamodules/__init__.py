@@ -7,5 +7,15 @@ from datamodules.faces import FacesData
 from datamodules.har import HARData
 from datamodules.pairs import PairsData
 from datamodules.retrieval import RetrievalData
+from datamodules.two_crops import TwoCropsData
 
-__all__ = ["Batch", "DistantLabelsData", "ExtremeData", "FacesData", "HARData", "PairsData", "RetrievalData"]
+__all__ = [
+    "Batch",
+    "DistantLabelsData",
+    "ExtremeData",
+    "FacesData",
+    "HARData",
+    "PairsData",
+    "RetrievalData",
+    "TwoCropsData",
+]

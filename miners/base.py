@@ -126,11 +126,15 @@ class NegativeSource(ABC):
 
 
 class Row(NamedTuple):
-    """One training row on its way to the data set: plain ints, cheap to send to a worker."""
+    """One training row on its way to the data set: plain ints, cheap to send to a worker.
+
+    With the ``epoch`` a worker can draw (crops of a picture) as a function of (seed, epoch, row): it lives longer.
+    """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a row
     positive: int
     negatives: tuple[int, ...] = ()
+    epoch: int = 0
 
 
 class BatchMiner(Sampler[list[int]], ABC):
@@ -321,7 +325,7 @@ class DrawnBatches(Sampler[list[Row]]):
             taken = Ragged.from_pairs(draw.usable.nonzero()[:, 0], draw.ids[draw.usable], len(batch))
             negatives = [old + new for old, new in zip(negatives, taken.to_lists(), strict=True)]
         return [
-            Row(index, positive, tuple(drawn))
+            Row(index, positive, tuple(drawn), epoch)
             for index, positive, drawn in zip(batch, positives.tolist(), negatives, strict=True)
         ]
 

@@ -2,15 +2,21 @@
 
 from hardneg.callbacks.activities import DrawActivities
 from hardneg.callbacks.audit import AuditNegatives
+from hardneg.callbacks.faces import DrawFaces
+from hardneg.callbacks.probe import ProbeClasses
 from hardneg.callbacks.record import RecordNegatives
 from hardneg.callbacks.refresh import RefreshNegatives
 from hardneg.callbacks.report import WriteReport
 from hardneg.callbacks.save_encoder import SaveEncoder
 from hardneg.callbacks.store_writer import WriteStores
+from hardneg.callbacks.waiting import MeasureWaiting
 
 __all__ = [
     "AuditNegatives",
     "DrawActivities",
+    "DrawFaces",
+    "MeasureWaiting",
+    "ProbeClasses",
     "RecordNegatives",
     "RefreshNegatives",
     "SaveEncoder",

@@ -277,7 +277,8 @@ class ContrastiveModule(pl.LightningModule, ABC):
         if self._warned:
             return
         share, empty = float(statistics["dropped_share"]), float(statistics["empty_rows"]) / anchors
-        if share > 0.5 or empty > 0.05:
+        dropped = any(float(value) for name, value in statistics.items() if name.startswith("dropped/"))
+        if share > 0.5 or (empty > 0.05 and dropped):  # a queue that is empty yet has dropped nothing
             self._warned = True
             log.warning(
                 "step %d: the chain of miners dropped %.0f %% of the candidates and left %.0f %% of the anchors "
