@@ -1,10 +1,11 @@
 """Pictures in folders, zip archives and tables: found once, decoded when they are asked for.
 
-Three layouts, told apart by what is there:
+Four layouts, told apart by what is there:
 
     photos/ann/01.jpg                   a folder (or a zip archive) with a folder for each class
     set/metadata.csv                    a table: file, a column with the class, and any others (split, ...)
     set/images.zip                      ... with its pictures in the archive (or in images/, or beside the table)
+    faces/train.rec                     insightface's records, with train.idx beside them
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.readers import expand, read_records, text_field
+from datamodules.record_files import RecordFiles
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"})
 MOST_BYTES = 1 << 28  # of one packed picture: more is no picture but an attack, or a mistake
@@ -177,7 +179,7 @@ class Pictures(Dataset[tuple[Tensor, int, str]]):
 
 
 def read_pictures(path: str | os.PathLike[str], channels: int = 3, size: int | None = None) -> Pictures:
-    """Find the pictures of a folder, a zip archive or a table; see the head of this module.
+    """Find the pictures of a folder, a zip archive, a table or records; see the head of this module.
 
     Without a table, a picture's class is the folder that it lies in, with those above; what lies in no folder has none.
 
@@ -192,9 +194,15 @@ def read_pictures(path: str | os.PathLike[str], channels: int = 3, size: int | N
     """
     path = expand(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist. Wanted: a folder of pictures, or a .zip archive of them.")
+        raise FileNotFoundError(
+            f"{path} does not exist. Wanted: a folder of pictures, a .zip archive of them, or a .rec."
+        )
     if path.is_dir() and (path / TABLE).exists():
         return _from_table(path, channels, size)
+    if path.suffix == ".rec":
+        records = RecordFiles(path)
+        keys, labels, classes = records.identities()
+        return Pictures(records, tuple(keys), labels, classes, {}, channels, size)
     files = open_files(path)
     names = files.names()
     if not names:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -381,7 +382,8 @@ def _as_pictures(inputs: Any) -> Tensor:
         if not inputs:
             raise ValueError("no pictures to encode: got an empty list, which says nothing of their shape.")
         return torch.stack([torch.as_tensor(each) for each in inputs])
-    return torch.as_tensor(inputs)
+    # a memory-mapped array cannot be written to, which torch wants of what it shares
+    return torch.from_numpy(np.array(inputs)) if isinstance(inputs, np.ndarray) else inputs
 
 
 def _check_channels(backbone: ImageBackbone) -> None:

@@ -178,7 +178,7 @@ def evaluate_faces(
         probes, gallery: (Q,), (M,) ids.
     """
     _both_kinds(same)
-    first, second = (vectors.rows(of) for of in pairs.unbind(1))
+    first, second = (vectors.rows(of) for of in pairs.T.contiguous())
     similarity = (first.double() * second.double()).sum(1)
     folds = fold_accuracy(similarity, same, fold)
     means: dict[str, float] = {"accuracy": folds.mean, "AUC": _auc(similarity, same)}

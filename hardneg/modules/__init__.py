@@ -2,8 +2,9 @@
 
 from hardneg.modules.base import ContrastiveModule
 from hardneg.modules.extreme import ExtremeModule
+from hardneg.modules.face import FaceModule
 from hardneg.modules.har import HARModule
 from hardneg.modules.reranking import RerankingModule
 from hardneg.modules.retrieval import RetrievalModule
 
-__all__ = ["ContrastiveModule", "ExtremeModule", "HARModule", "RerankingModule", "RetrievalModule"]
+__all__ = ["ContrastiveModule", "ExtremeModule", "FaceModule", "HARModule", "RerankingModule", "RetrievalModule"]

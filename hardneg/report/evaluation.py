@@ -100,7 +100,9 @@ def save_evaluation(
     ids, texts = data.queries(split)
     names = data.names("query")
     query_names = tuple(names[i] for i in ids.tolist())
-    if len(measures.ids) != len(query_names) or any(set(of) != set(query_names) for of in measures.by_query.values()):
+    # other measures are not of queries: those of pairs, of which the page shows the mean
+    by_query = {measure: of for measure, of in measures.by_query.items() if set(of) == set(query_names)}
+    if len(measures.ids) != len(query_names) or (query_names and not by_query):
         raise ValueError(
             f"save_evaluation('{name}'): the measures are not those of the {len(query_names)} queries of the split "
             f"'{split}' of {data}; pass the split that was evaluated."
@@ -129,7 +131,7 @@ def save_evaluation(
         split=split,
         means={measure: float(mean) for measure, mean in measures.means.items()},
         query_names=query_names,
-        by_query={measure: tuple(of[query] for query in query_names) for measure, of in measures.by_query.items()},
+        by_query={measure: tuple(of[query] for query in query_names) for measure, of in by_query.items()},
         queries=tuple(queries),
         documents=shown,
         seconds=seconds,

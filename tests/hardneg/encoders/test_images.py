@@ -175,3 +175,16 @@ def test_folders_that_are_no_encoder(tmp_path: Path) -> None:
 def test_mistakes(make, complaint: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=complaint):
         make()
+
+
+def test_pictures_are_mined(tmp_path: Path) -> None:
+    from hardneg.cli import main
+
+    small().save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "pictures.npy", pictures(12).numpy())
+    np.save(tmp_path / "identities.npy", np.arange(12) // 3)
+    arguments = ["mine", "--corpus", str(tmp_path / "pictures.npy"), "--labels", str(tmp_path / "identities.npy")]
+    arguments += ["--encoder", "hardneg.encoders.load_images"]
+    arguments += ["--encoder-args", json.dumps({"folder": str(tmp_path / "model")}), "--no-cache", "--device", "cpu"]
+    assert main([*arguments, "--out", str(tmp_path / "mined.parquet"), "--num-negatives", "2"]) == 0
+    assert (tmp_path / "mined.parquet").exists()
