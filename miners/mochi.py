@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -137,12 +137,32 @@ class MoCHi(PoolMiner):
         context, found = pool.context, sum(len(block.items) for block in self._sources(pool))
         if not self._told and context.training and context.epoch >= self.warmup_epochs and found < self.min_hard:
             self._told = True
-            log.info(
+            log.warning(
                 "MoCHi waits: there are %d candidates to mix, and it wants %d. If the queue never holds as many, set a "
                 "smaller num_hard or min_hard.",
                 found,
                 self.min_hard,
             )
+
+    @torch.no_grad()
+    def statistics(
+        self, pool: NegativePool, combine: Callable[[Tensor], Tensor] = lambda sums: sums
+    ) -> dict[str, Tensor]:
+        """accuracy: share of anchors whose positive is above all real negatives; and above their mixes as well.
+
+        With mixes it falls, which is no sign of a worse encoder.
+        """
+        positive = pool.lowest_positive()[:, 0]
+        right = torch.ones_like(positive, dtype=torch.bool)
+        shares = {}
+        for name, real in (("accuracy", True), ("accuracy_with_mixes", False)):
+            for block in pool.negatives:
+                if block.real == real:
+                    score, there, _ = replace(pool, negatives=(block,)).hardest(1)
+                    right = right & ~((score >= positive[:, None]) & there).any(1)
+            shares[name] = right.sum()
+        *sums, anchors = combine(torch.stack([*shares.values(), right.new_tensor(len(right), dtype=torch.long)]))
+        return {name: total / anchors.clamp_min(1) for name, total in zip(shares, sums, strict=True)}
 
     def draw(self, pool: NegativePool, number: Tensor) -> Draws:
         """What is mixed, for anchors with ``number`` (B, 1) negatives to choose from."""

@@ -4,7 +4,16 @@ from hardneg.modules.base import ContrastiveModule
 from hardneg.modules.extreme import ExtremeModule
 from hardneg.modules.face import FaceModule
 from hardneg.modules.har import HARModule
+from hardneg.modules.moco import MoCoModule
 from hardneg.modules.reranking import RerankingModule
 from hardneg.modules.retrieval import RetrievalModule
 
-__all__ = ["ContrastiveModule", "ExtremeModule", "FaceModule", "HARModule", "RerankingModule", "RetrievalModule"]
+__all__ = [
+    "ContrastiveModule",
+    "ExtremeModule",
+    "FaceModule",
+    "HARModule",
+    "MoCoModule",
+    "RerankingModule",
+    "RetrievalModule",
+]

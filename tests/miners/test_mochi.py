@@ -264,7 +264,7 @@ def test_more_pairs_than_hard_negatives() -> None:
 
 def test_mixing_waits_for_candidates_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     miner, pool = MoCHi(num_hard=5, warmup_epochs=1), pool_of(Q, K, QUEUE, epoch=1)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         assert miner(pool) is pool
         miner.commit(pool_of(Q, K, QUEUE, epoch=0))  # in the warm-up nothing is expected
         assert not caplog.messages
@@ -297,6 +297,16 @@ def test_mixes_are_not_counted() -> None:
     assert mined.count().tolist() == [50] * 6
     assert mined.count(real=False).tolist() == [59] * 6
     assert torch.equal(mined.statistics()["hardness_max"], pool.statistics()["hardness_max"])
+
+
+def test_the_share_of_positives_on_top_is_told_with_and_without_mixes() -> None:
+    keys = torch.cat([Q, torch.tensor([[0.9, 0.19**0.5, 0]]), torch.tensor([[0.0, 0, 1]])]).double()
+    pool = pool_of(Q.expand(3, 3), keys, QUEUE)  # similarities of 1, 0.9 and 0; the hardest negative has 0.8
+    mined = small(num_hard=2, num_pairs=200, num_with_anchor=200)(pool)
+    found = small().statistics(mined)
+    assert float(found["accuracy"]) == pytest.approx(2 / 3)
+    assert float(found["accuracy_with_mixes"]) == pytest.approx(1 / 3)  # mixes with the anchor come above 0.9
+    assert small().statistics(pool)["accuracy_with_mixes"] == found["accuracy"]
 
 
 def test_steps_and_seeds_draw_other_mixes() -> None:
