@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -222,27 +223,19 @@ class CET(PoolMiner):
         self, pool: NegativePool, combine: Callable[[Tensor], Tensor] = lambda sums: sums
     ) -> dict[str, Tensor]:
         """Mean weight of the weighed negatives, and the correlation of the two models' scores on them."""
-        sums = pool.scores(pool.positives).new_zeros(7)
-        for block, log_weight in zip(
-            self._blocks(pool), self._log_weights(pool, self._weight_of_negative), strict=True
-        ):
-            usable = pool.usable_of(block)
-            a, c = (
-                self._log_odds(of(pool, block))[usable] for of in (self.selection.settled, self.selection.relevance)
-            )
-            parts = (a, c, a * a, c * c, a * c, log_weight[usable].exp())
-            sums = sums + torch.stack([usable.sum().to(a.dtype), *(part.sum() for part in parts)]).to(sums.dtype)
-        number, a, c, aa, cc, ac, weight = combine(sums)
-        number = number.clamp_min(1)
-        spread = ((aa - a * a / number) * (cc - c * c / number)).clamp_min(0).sqrt()
-        correlation = ((ac - a * c / number) / spread.clamp_min(1e-9)).where(spread > 1e-6, 0)
-        return {"correlation": correlation, "weight_mean": weight / number}
+        log_weights = self._log_weights(pool, self._weight_of_negative)
+        weight = pool.scores(pool.positives).new_zeros(1)
+        for block, log_weight in zip(self._blocks(pool), log_weights, strict=True):
+            weight = weight + log_weight.exp()[pool.usable_of(block)].sum()
+        *sums, weight_sum = combine(torch.cat([self._sums(pool), weight]))
+        return {"correlation": _correlation(torch.stack(sums)), "weight_mean": weight_sum / sums[0].clamp_min(1)}
 
+    @torch.no_grad()
     def commit(self, pool: NegativePool) -> None:
         """Say once that the selection model has become a copy of the trained one."""
         if self._warned or pool.context.step % LOOK_EVERY or not pool.context.step:
             return
-        correlation = float(self.statistics(pool)["correlation"])
+        correlation = float(_correlation(self._sums(pool)))  # of this process: who has warned asks the others nothing
         if correlation > 0.9:
             self._warned = True
             log.warning(
@@ -251,6 +244,18 @@ class CET(PoolMiner):
                 pool.context.step,
                 correlation,
             )
+
+    def _sums(self, pool: NegativePool) -> Tensor:
+        """(6,) number of weighed negatives, and sums of both models' scores, of their squares and of their product."""
+        sums = pool.scores(pool.positives).new_zeros(6)
+        for block in self._blocks(pool):
+            usable = pool.usable_of(block)
+            a, c = (
+                self._log_odds(of(pool, block))[usable].to(sums.dtype)
+                for of in (self.selection.settled, self.selection.relevance)
+            )
+            sums = sums + torch.stack([usable.sum().to(sums.dtype), *(x.sum() for x in (a, c, a * a, c * c, a * c))])
+        return sums
 
     def _blocks(self, pool: NegativePool) -> list[Block]:
         """What is weighed; synthetic candidates are nobody that could have been judged."""
@@ -276,20 +281,29 @@ class CET(PoolMiner):
         if pool.context.step < self.start_step:
             return [torch.zeros_like(pool.scores(block)) for block in blocks]
         found = [of(pool, block) for block in blocks]
-        if self.normalise == "none" or not found:
+        if self.normalise == "none":
             return found
         if self.normalise == "halved":
-            return [log_weight - torch.tensor(2.0).log().item() for log_weight in found]
-        usable = [pool.usable_of(block) for block in blocks]
-        total = torch.stack([w.exp().where(u, 0).sum(1) for w, u in zip(found, usable, strict=True)]).sum(0)  # (B,)
-        count = torch.stack([u.sum(1) for u in usable]).sum(0).to(total.dtype)
+            return [log_weight - math.log(2) for log_weight in found]
+        total = count = pool.scores(pool.positives).detach().new_zeros(len(pool))  # (B,)
+        for block, log_weight in zip(blocks, found, strict=True):
+            usable = pool.usable_of(block)
+            total, count = total + log_weight.exp().where(usable, 0).sum(1), count + usable.sum(1)
         if self.normalise == "batch":
             sums = torch.stack([total.sum(), count.sum()])
-            if process_count() > 1:
+            if process_count() > 1:  # a process without candidates has to come by here too
                 dist.all_reduce(sums)
             total, count = sums[0].expand_as(total), sums[1].expand_as(count)
         mean = (total / count.clamp_min(1)).where(count > 0, 1)[:, None]  # (B, 1)
         return [log_weight - mean.log() for log_weight in found]
+
+
+def _correlation(sums: Tensor) -> Tensor:
+    """Of two scores, given what `CET._sums` adds up; 0 where one of them does not vary."""
+    number, a, c, aa, cc, ac = sums
+    number = number.clamp_min(1)
+    spread = ((aa - a * a / number) * (cc - c * c / number)).clamp_min(0).sqrt()
+    return ((ac - a * c / number) / spread.clamp_min(1e-9)).where(spread > 1e-6, 0)
 
 
 def log_posterior(selected: Tensor, relevant: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class PairwiseLogistic(PoolLoss):
 
     def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
         rows, positive = positive_logits(pool)
-        total = positive.new_zeros(())
+        total = 0 * positive.sum()  # a batch without any negative has a gradient too: zeros, which DDP waits for
         count = rows.new_zeros(())
         for block in pool.negatives:
             gap = pool.scores(block)[rows] / pool.temperature - positive[:, None]  # (V, N)

@@ -166,3 +166,10 @@ def test_hinges_weigh_each_of_the_hardest_by_its_own_weight() -> None:
 def test_messages() -> None:
     with pytest.raises(ValueError, match=r"LambdaRank\(cutoff=0\): wants at least 1, or None for no cut"):
         LambdaRank(0)
+
+
+def test_a_batch_without_negatives_costs_nothing_and_has_a_gradient():
+    pool = random_pool(0, "two_tower")
+    total, count = PairwiseLogistic()(pool)
+    assert (float(total), int(count)) == (0.0, 0)
+    assert all(not bool(gradient.any()) for gradient in torch.autograd.grad(total, leaves(pool)[:1]))
