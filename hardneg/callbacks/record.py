@@ -57,6 +57,7 @@ class RecordNegatives(pl.Callback):
 
         scores, valid, where = pool.hardest(self.k)
         positive = pool.scores(pool.positives)
+        chosen = pool.usable_of(pool.positives).byte().argmax(1).tolist()  # the first of each anchor's own
         anchors, positives = pool.anchors, pool.positives.items
         out = []
         for row in range(min(self.anchors, len(pool))):
@@ -72,11 +73,12 @@ class RecordNegatives(pl.Callback):
                 negatives.append({"text": text, "score": score, "origin": block.origin})
             assert anchors.ids is not None
             assert positives.ids is not None
-            own = positives.ids[row].reshape(-1).tolist()[:1]
+            column = chosen[row]
+            own = int(positives.ids[column] if positives.ids.ndim == 1 else positives.ids[row, column])
             out.append(
                 {
                     "anchor": texts([int(anchors.ids[row])], anchors.space)[0],
-                    "positive": {"text": texts(own, positives.space)[0], "score": float(positive[row, 0])},
+                    "positive": {"text": texts([own], positives.space)[0], "score": float(positive[row, column])},
                     "negatives": negatives,
                 }
             )

@@ -121,8 +121,12 @@ class ExtremeModule(RetrievalModule):
             super().on_fit_start()
             return
         self._queries_of_training = self.embed("query")
-        if not bool(self.begun):
-            labels = self.embed("document")
+        self._begin()
+
+    def _begin(self) -> None:
+        """Let classifiers that nothing has trained be the embeddings of their labels."""
+        if self.classifiers is not None and not bool(self.begun):
+            labels = self._corpus_now()
             with torch.no_grad():
                 self.classifiers.weight.copy_(labels.rows(labels.ids))
             self.begun.fill_(True)
@@ -181,6 +185,7 @@ class ExtremeModule(RetrievalModule):
         """Rank the labels for every query of the split, and log the repository's measures; alike on every process."""
         data = self.data
         ids, queries = self._collected(split)
+        self._begin()
         labels = self._corpus_now()
         right, excluded = (_lists(pairs, ids) for pairs in (data.positives(split), data.excluded(split)))
         training = data.positives(data.train_split)
