@@ -16,6 +16,7 @@ from miners.base import Draw, NegativeSource, TrainingTable
 from miners.draws import RowGenerator
 from miners.phrases import find_names
 from miners.ragged import Ragged
+from miners.spelling import nearest_names
 from miners.static_negatives import read_lists
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPARE = 8  # random candidates of a row beyond those it asks for, since some will be forbidden
-UNRELATED = "random"
+CLOSE, SPELLING, UNRELATED = ("siblings", "cousins"), "spelling", "random"
 
 
 class TaxonomyNegatives(NegativeSource):
@@ -40,10 +41,11 @@ class TaxonomyNegatives(NegativeSource):
             and variables such as $HARDNEG_DATA are filled in. Or ready lists of parents by id, whose first M ids are
             the documents. Children and parents that are no document are groups.
         num_negatives: per row and epoch.
-        mix: share of each relation: "siblings", "cousins", "random" (any label that is somebody's positive), and the
-            names of ``neighbours``. None = siblings alone.
+        mix: share of each relation: "siblings", "cousins", "spelling" (the nearest names by Levenshtein distance), the
+            names of ``neighbours``, and "random" (any label that is somebody's positive). None = siblings alone.
         neighbours: further relations by name: tables of documents' documents, as ``hardneg mine`` writes them.
         symmetrise: of neighbours, which nearest-neighbour lists are not: "none", "union" (either way) or "mutual".
+        num_spelled: nearest names that "spelling" draws from.
         balance_parents: of several parents each has the same chance, so that a huge one does not swamp a small one;
             otherwise each sibling has.
         child, parent: columns of the tables; ``parent`` may hold lists.
@@ -61,7 +63,7 @@ class TaxonomyNegatives(NegativeSource):
             document of this data set.
 
     Source:
-        Decorte et al., arXiv 2209.05987 (siblings; Levenshtein and embedding neighbours are tables here). Differs: the
+        Decorte et al., arXiv 2209.05987 (siblings, Levenshtein; embedding neighbours are a table here). Differs: the
         anchor is the sentence and labels are drawn, where the paper draws sentences for a label's classifier; cousins.
     """
 
@@ -72,6 +74,7 @@ class TaxonomyNegatives(NegativeSource):
         mix: Mapping[str, float] | None = None,
         neighbours: Mapping[str, str] | None = None,
         symmetrise: Literal["none", "union", "mutual"] = "none",
+        num_spelled: int = 50,
         balance_parents: bool = True,
         child: str = "child",
         parent: str = "parent",
@@ -81,21 +84,28 @@ class TaxonomyNegatives(NegativeSource):
             raise ValueError(f"TaxonomyNegatives(num_negatives={num_negatives}): wants at least 1.")
         if symmetrise not in ("none", "union", "mutual"):
             raise ValueError(f"TaxonomyNegatives(symmetrise='{symmetrise}'): wants 'none', 'union' or 'mutual'.")
-        self.neighbours = dict(neighbours or {})
+        self.neighbours = {relation: _paths(path)[0] for relation, path in (neighbours or {}).items()}
         self.mix = {"siblings": 1.0} if mix is None else dict(mix)
-        known = {"siblings", "cousins", UNRELATED, *self.neighbours}
-        if clash := sorted({"siblings", "cousins", UNRELATED, "fallback"} & set(self.neighbours)):
+        known = {*CLOSE, SPELLING, UNRELATED, *self.neighbours}
+        if clash := sorted({*CLOSE, SPELLING, UNRELATED, "fallback"} & set(self.neighbours)):
             raise ValueError(f"TaxonomyNegatives(neighbours=...): {clash} is a relation already; choose another name.")
         if unknown := sorted(set(self.mix) - known):
             raise ValueError(f"TaxonomyNegatives(mix=...): no relation {unknown}; there are {sorted(known)}.")
         if min(self.mix.values(), default=0) < 0 or not sum(self.mix.values()) > 0:
             raise ValueError(f"TaxonomyNegatives(mix={self.mix}): shares are at least 0, and one is above.")
+        if num_spelled < 1:
+            raise ValueError(f"TaxonomyNegatives(num_spelled={num_spelled}): wants at least 1.")
+        if self.mix.get(SPELLING) and (not name or isinstance(parents, Ragged)):
+            raise ValueError(
+                "TaxonomyNegatives(mix=...): 'spelling' compares names; set name to their column in a table."
+            )
         self.parents = parents if isinstance(parents, Ragged) else _paths(parents)
-        for path in [] if isinstance(self.parents, Ragged) else [*self.parents, *map(Path, self.neighbours.values())]:
+        for path in [] if isinstance(self.parents, Ragged) else [*self.parents, *self.neighbours.values()]:
             if not path.exists():
                 raise FileNotFoundError(f"TaxonomyNegatives: no table at '{path}'.")
         self.num_negatives = num_negatives
         self.symmetrise = symmetrise
+        self.num_spelled = num_spelled
         self.balance_parents = balance_parents
         self.child, self.parent, self.name = child, parent, name
         self.counts: Counter[str] = Counter()
@@ -128,6 +138,10 @@ class TaxonomyNegatives(NegativeSource):
             name: self._neighbours(path, table.document_names or [], contained)
             for name, path in self.neighbours.items()
         }
+        if self.mix.get(SPELLING):
+            self._related[SPELLING] = self._symmetric(
+                nearest_names([name or "" for name in names], self.num_spelled, contained), contained
+            )
         self._anybody = positive.unique()
         sizes = self._family.children.lengths[self._family.children.lengths > 0]
         log.info(
@@ -156,8 +170,9 @@ class TaxonomyNegatives(NegativeSource):
         return lists, torch.ones(len(lists.values), dtype=torch.float64)
 
     def draw(self, rows: Tensor, positives: Tensor, epoch: int, generator: RowGenerator) -> Draw:
-        close = [relation for relation in ("siblings", "cousins") if relation in self.mix]
-        relations = [*close, *self.neighbours, UNRELATED]  # from the first reserve to the last
+        size = len(self._attached().parents)
+        close = [relation for relation in CLOSE if relation in self.mix]
+        relations = [*close, *self._related, UNRELATED]  # neighbours, then strangers, are the reserve
         wanted, spare = self.num_negatives, self.num_negatives + SPARE
         shares = torch.tensor([self.mix.get(relation, 0.0) for relation in relations], dtype=torch.float64)
         lists = [self.related(positives, relation) for relation in relations[:-1]]
@@ -182,7 +197,7 @@ class TaxonomyNegatives(NegativeSource):
         # the highest of these are a draw without replacement by weight (Efraimidis and Spirakis, 2006)
         lottery = (dice[row, wanted + spare + place].clamp_min(1e-300).log() / chance).argsort().argsort()
 
-        forbidden, size = self._forbidden.select(rows), len(self._attached().parents)
+        forbidden = self._forbidden.select(rows)
         kept = ~torch.isin(row * size + document, forbidden.row_of_value * size + forbidden.values)
         kept &= (positives[row] >= 0) | (relation == len(relations) - 1)
         row, document, relation, lottery = row[kept], document[kept], relation[kept], lottery[kept]
@@ -246,9 +261,12 @@ class TaxonomyNegatives(NegativeSource):
         pairs = torch.stack([child, parent], dim=1).unique(dim=0)
         return Ragged.from_pairs(pairs[:, 0], pairs[:, 1], len(both.dictionary)), names
 
-    def _neighbours(self, path: str, names: Sequence[str], contained: Ragged) -> Ragged:
-        """Neighbours of each document, without names that contain one another."""
-        lists = read_lists(Path(path), names, names)
+    def _neighbours(self, path: Path, names: Sequence[str], contained: Ragged) -> Ragged:
+        """Neighbours of each document, from a table."""
+        return self._symmetric(read_lists(path, names, names), contained)
+
+    def _symmetric(self, lists: Ragged, contained: Ragged) -> Ragged:
+        """Neighbours in one direction or both, as asked, without names that contain one another."""
         one, other, size = lists.row_of_value, lists.values, len(lists)
         there, back = one * size + other, other * size + one
         if self.symmetrise == "union":

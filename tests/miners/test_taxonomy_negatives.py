@@ -202,11 +202,25 @@ def test_neighbours_by_name_are_a_relation_and_the_first_reserve(tmp_path: Path)
     assert source.counts["fallback"] == 1
 
 
+def test_spelling_is_a_relation(tmp_path: Path) -> None:
+    names = ["manage staff", "manage stock", "manage sales", "supervise staff", "manage a team", "staff"]
+    parents = {key: [f"G{key}"] for key in NAMES}
+    path = write(tmp_path, parents, dict(zip(NAMES, names, strict=True)))
+    source = TaxonomyNegatives(path, 2, {"spelling": 1}, num_spelled=2, name="name")
+    source.attach(table(["a"]))
+    assert related(source, "spelling")["a"] == "bc"
+    assert sorted(draws(source, [0], [0])[0][0]) == [1, 2]
+    with pytest.raises(ValueError, match="'spelling' compares names; set name to their column in a table"):
+        TaxonomyNegatives(path, mix={"spelling": 1.0})
+
+
 def test_messages(tmp_path: Path) -> None:
     path = write(tmp_path, PARENTS)
     with pytest.raises(FileNotFoundError, match=r"no table at '.*nowhere\.csv'"):
         TaxonomyNegatives(tmp_path / "nowhere.csv")
-    with pytest.raises(ValueError, match=r"no relation \['lev'\]; there are \['cousins', 'random', 'siblings'\]"):
+    with pytest.raises(
+        ValueError, match=r"no relation \['lev'\]; there are \['cousins', 'random', 'siblings', 'spelling'\]"
+    ):
         TaxonomyNegatives(path, mix={"lev": 1.0})
     with pytest.raises(ValueError, match="shares are at least 0, and one is above"):
         TaxonomyNegatives(path, mix={"siblings": 0.0})
