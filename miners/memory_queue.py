@@ -63,6 +63,10 @@ class MemoryQueue(PoolMiner):
         """Queue the candidates of all processes."""
         if not pool.context.training:
             return
+        if self.side not in pool.sides:
+            raise ValueError(
+                f"MemoryQueue(side='{self.side}'): the pool's sides are {sorted(pool.sides)}; queue another."
+            )
         new = pool.sides[self.side]
         if not isinstance(new, Items) or new.embeddings is None:
             raise ValueError(f"MemoryQueue queues vectors; the side '{self.side}' has scores only. Leave it out.")

@@ -42,6 +42,8 @@ class SelfBlocks(PoolMiner):
 
 
 def _items(pool: NegativePool, name: str) -> Items:
+    if name not in pool.sides:
+        raise ValueError(f"SelfBlocks({name}=True): the pool's sides are {sorted(pool.sides)}. Set {name}: false.")
     side = pool.sides[name]
     if isinstance(side, Block):
         raise ValueError(f"SelfBlocks compares vectors; the pool's side '{name}' has only scores.")

@@ -15,7 +15,19 @@ from hardneg.callbacks import DrawFaces
 from hardneg.encoders import ImageEncoder, IRResNet, load_images
 from hardneg.modules import FaceModule
 from hardneg.modules.face import mirrored, shifted
-from miners import UNPG, AdaFace, ArcFace, CosFace, InBatch, Items, MagFace, Ragged, StepContext
+from miners import (
+    UNPG,
+    AdaFace,
+    ArcFace,
+    CosFace,
+    InBatch,
+    Items,
+    MagFace,
+    MemoryQueue,
+    Ragged,
+    SelfBlocks,
+    StepContext,
+)
 from tests.faces import write_bin, write_table
 from tests.oracles.unpg import wide_loss
 
@@ -122,7 +134,7 @@ def data_of(folder: Path, **options: object) -> FacesData:
 def test_it_trains_evaluates_and_draws(tmp_path: Path) -> None:
     data = data_of(write_table(tmp_path / "set"))
     module = small(miners=[CosFace(0.2), InBatch(), UNPG()], learning_rate=3e-3, flip=False, fusion="none")
-    fit = trainer(tmp_path, max_epochs=10, check_val_every_n_epoch=10, callbacks=[DrawFaces(pairs=2)])
+    fit = trainer(tmp_path, max_epochs=6, check_val_every_n_epoch=6, callbacks=[DrawFaces(pairs=2)])
     fit.fit(module, data)
     assert module.centres.shape == (6, 8)
     assert {"val/accuracy", "val/AUC", "train/loss"} <= set(fit.callback_metrics)
@@ -186,3 +198,14 @@ def test_mistakes(tmp_path: Path) -> None:
     data = FacesData(str(write_table(tmp_path / "set")), val=FaceTest(where={"split": ["val"]}), size=16)
     with pytest.raises(ValueError, match="pictures of 3 channels, the encoder wants 1"):
         trainer(tmp_path).validate(small(), data, verbose=False)
+
+
+def test_a_queue_of_faces(tmp_path: Path) -> None:
+    """Faces have no positives among pictures; a queue holds the anchors, and says so."""
+    data = data_of(write_table(tmp_path / "set"))
+    module = small(miners=[CosFace(), InBatch(), MemoryQueue(20, side="anchors")])
+    trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(module, data)
+    assert len(module.chain_of("image_to_class")[2]) == 20
+    for wrong in (MemoryQueue(20), SelfBlocks()):
+        with pytest.raises(ValueError, match=r"the pool's sides are \['anchors', 'classes'\]"):
+            trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(small(miners=[InBatch(), wrong]), data)
