@@ -1,6 +1,6 @@
 """Who should meet in a batch, in extreme classification? The suite suites/xc.yaml, and a table of its three stages.
 
-    python -m benchmarks.extreme.run --folder runs/xc                                   # all, as in results.md
+    python -m benchmarks.extreme.run                                                    # all, as in results.md
     python -m benchmarks.extreme.run --folder runs/try --data xc_onet_dwa --steps 4 --seeds 1    # whether it runs
 
 NGAME, random batches, and an index mined anew before every epoch (as ANCE does). Half of the steps train the encoder
@@ -80,7 +80,7 @@ def page(results: Results, command: str) -> str:
         f"- Split {results.split} ({queries} queries); mean over {seeds} seed(s) ± standard deviation.\n"
         f"- Verdicts against {about['baseline']}: margin {about['margin']}, level {about['level']}, corrected for the "
         "comparisons of one measure.\n"
-        f"- {about['budget']} for both stages together, {about['threads']} thread(s).\n"
+        f"- {about['budget']['steps']:,} steps for both stages together, {about['threads']} thread(s).\n"
         f"- {environment('torch', 'scikit-learn', 'sentence-transformers')}"
     )
     return "\n\n".join(parts) + "\n"
@@ -88,7 +88,7 @@ def page(results: Results, command: str) -> str:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="of the cells; a later call goes on there")
+    parser.add_argument("--folder", type=Path, default=Path("runs/xc"), help="of the cells; a later call goes on there")
     parser.add_argument("--suite", default="suites/xc.yaml")
     parser.add_argument("--data", nargs="+", help="of the suite's data sets; default: all")
     parser.add_argument("--seeds", type=int, help="how many; default: the suite's")
@@ -104,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet()
     logging.getLogger("hardneg.benchmark").setLevel(logging.INFO)
     run_suite(chosen(options), options.folder, options.processes)
-    asked = {name: value for name, value in vars(options).items() if value is not None and name != "out"}
+    asked = {
+        name: value for name, value in vars(options).items() if value is not None and name not in ("folder", "out")
+    }
     words = (
         f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in asked.items()
     )
