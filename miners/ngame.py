@@ -238,6 +238,10 @@ def balanced_clusters(
     rounds = min(math.ceil(math.log2(max(num_clusters, 1))), int(math.log2(max(n, 1))))
     order, sizes = torch.arange(n, device=x.device), torch.tensor([n])
     on_cpu = x.device.type == "cpu"
+
+    def split(part: Tensor, of_part: Tensor, at: Tensor) -> Tensor:
+        return _split(x, part, of_part, at, tolerance)
+
     with ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1) as pool:
         for _ in range(rounds):
             starts = _starts(sizes, generator)
@@ -245,11 +249,9 @@ def balanced_clusters(
             together = max(1, BLOCK_BYTES // (4 * dim * widest)) if on_cpu else len(sizes)
             blocks = sizes.split(together)
             parts = order.split([int(block.sum()) for block in blocks])
-            jobs = (parts, blocks, starts.split(together))
             # a cluster larger than the cache keeps all threads busy by itself
             alone = not on_cpu or 4 * dim * widest > BLOCK_BYTES
-            run = map if alone else pool.map
-            order = torch.cat(list(run(lambda *job: _split(x, *job, tolerance), *jobs)))
+            order = torch.cat(list((map if alone else pool.map)(split, parts, blocks, starts.split(together))))
             sizes = _halves(sizes)
     return order, sizes
 
@@ -369,7 +371,7 @@ def _alike_on_all(make: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -
         return make(*arguments)
     made: list[Any] = [make(*arguments) if process_rank() == 0 else None]
     torch.distributed.broadcast_object_list(made, src=0)
-    return made[0]  # type: ignore[no-any-return]
+    return made[0]
 
 
 def _shuffle_clusters(order: Tensor, sizes: Tensor, generator: torch.Generator) -> Tensor:

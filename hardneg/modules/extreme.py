@@ -65,6 +65,8 @@ class ExtremeModule(RetrievalModule):
         by the training split's filter, not by the test split's.
     """
 
+    begun: Tensor  # () bool
+
     def __init__(
         self,
         encoder: Encoder | None = None,
