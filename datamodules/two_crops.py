@@ -30,9 +30,7 @@ SPACE, AGAIN = "image", "image again"
 CROPS = 7  # stream of the numbers that crops are drawn with
 
 
-def moco_v2(
-    size: int = 224, least_share: float = 0.2, jitter: float = 0.4, blur: float = 0.5, flip: bool = True
-) -> nn.Module:
+class MoCoV2Crop(nn.Module):
     """The augmentation of MoCo v2: crop, colours, grey, blur, mirror.
 
     Args:
@@ -42,21 +40,33 @@ def moco_v2(
         blur: probability of a blur; its kernel is a tenth of the crop wide.
         flip: mirror half of the crops; not where left and right mean something, as in letters.
 
+    Shapes:
+        (C, H, W) uint8 -> (C, size, size) uint8.
+
     Source:
         MoCo v2, arXiv 2003.04297, and its code; SimCLR, arXiv 2002.05709, appendix A.
     """
-    from torchvision.transforms import v2
 
-    kernel = max(3, size // 20 * 2 + 1)
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(least_share, 1.0), antialias=True),
-            v2.RandomApply([v2.ColorJitter(jitter, jitter, jitter, jitter / 4)], p=0.8),
-            v2.RandomGrayscale(p=0.2),
-            v2.RandomApply([v2.GaussianBlur(kernel, sigma=(0.1, 2.0))], p=blur),
-            v2.RandomHorizontalFlip(p=0.5 if flip else 0.0),
-        ]
-    )
+    def __init__(
+        self, size: int = 224, least_share: float = 0.2, jitter: float = 0.4, blur: float = 0.5, flip: bool = True
+    ) -> None:
+        super().__init__()
+        from torchvision.transforms import v2
+
+        kernel = max(3, size // 20 * 2 + 1)
+        self.steps = v2.Compose(
+            [
+                v2.RandomResizedCrop(size, scale=(least_share, 1.0), antialias=True),
+                v2.RandomApply([v2.ColorJitter(jitter, jitter, jitter, jitter / 4)], p=0.8),
+                v2.RandomGrayscale(p=0.2),
+                v2.RandomApply([v2.GaussianBlur(kernel, sigma=(0.1, 2.0))], p=blur),
+                v2.RandomHorizontalFlip(p=0.5 if flip else 0.0),
+            ]
+        )
+
+    def forward(self, picture: Tensor) -> Tensor:
+        crop: Tensor = self.steps(picture)
+        return crop
 
 
 class TwoCropsData(RowsData):
@@ -73,7 +83,7 @@ class TwoCropsData(RowsData):
             "test": {"drawer": [3]}}; all conditions of a split must hold. Null takes the column "split".
         channels: 3 = colour, 1 = grey.
         augmentation: makes a crop (C, size, size) of a picture (C, H, W), both uint8; one of torchvision.transforms.v2
-            or your own, drawing from torch's generator. Null = `moco_v2` of this size.
+            or your own, drawing from torch's generator. Null = `MoCoV2Crop` of this size.
         mask_labels: never take a picture of the same class as a negative: an oracle, for analysis.
         label_share: share of the training pictures whose labels evaluation may use, in (0, 1]; each class keeps one.
         label_seed: of their draw. Smaller shares of one seed are parts of larger ones.
@@ -109,7 +119,7 @@ class TwoCropsData(RowsData):
         if unknown := sorted(set(splits or ()) - set(SPLITS)):
             raise ValueError(f"TwoCropsData(splits={unknown}): wants {', '.join(SPLITS)}.")
         self.size, self.splits, self.channels = size, splits, channels
-        self.augmentation = moco_v2(size) if augmentation is None else augmentation
+        self.augmentation = MoCoV2Crop(size) if augmentation is None else augmentation
         self.mask_labels, self.label_share, self.label_seed = mask_labels, label_share, label_seed
         self.val_split: str | None = "val"
         self.test_split: str | None = "test"

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-WATCHED = ("loss", "hardness_mean", "hardness_max", "dropped_share", "empty_rows")
-"""Logged under ``train/`` by every module of ours, for each direction by itself where there are two."""
+WATCHED = ("loss", "hardness_mean", "hardness_max", "dropped_share", "empty_rows", "waiting_share")
+"""Logged under ``train/`` by every module of ours, for each direction by itself where there are two; the last one by
+the callback `MeasureWaiting`, where a suite has it."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms import v2
 
 from datamodules.batch import Batch
-from datamodules.two_crops import AGAIN, SPACE, TwoCropsData, moco_v2
+from datamodules.two_crops import AGAIN, SPACE, MoCoV2Crop, TwoCropsData
 from miners import Ragged, Row, StaticNegatives
 from tests.pictures import write_classes
 
@@ -111,11 +111,11 @@ def test_augmentations_of_torchvision_or_your_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_moco_v2(channels: int) -> None:
+def test_mocos_own_crop(channels: int) -> None:
     picture = torch.randint(256, (channels, 40, 30), dtype=torch.uint8)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        made = [moco_v2(20)(picture) for _ in range(5)]
+        made = [MoCoV2Crop(20)(picture) for _ in range(5)]
     assert all(crop.shape == (channels, 20, 20) and crop.dtype == torch.uint8 for crop in made)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hardneg.benchmark.cell import check_cell, find_overlay
+from hardneg.benchmark.suite import read_suite
 from hardneg.cli import main
 from hardneg.encoders import ImageEncoder
 from miners import Store
@@ -21,6 +23,13 @@ QUICK = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--
 def columns(run: Path) -> set[str]:
     with (run / "metrics.csv").open() as lines:
         return set(next(csv.reader(lines)))
+
+
+def test_the_suite_can_be_read(tmp_path: Path) -> None:
+    suite = read_suite(find_overlay("suites/ssl.yaml"), find_overlay)
+    assert [chain.name for chain in suite.chains] == ["MoCo", "MoCo + MoCHi"]
+    for cell in suite.runs({})[:4]:
+        check_cell(cell, tmp_path)
 
 
 def test_imagenet100(tmp_path: Path) -> None:
@@ -41,11 +50,11 @@ def test_imagenet100(tmp_path: Path) -> None:
     assert list(Store.load(tmp_path / "run" / "stores" / "image").names)[:1] == ["train/blue/0.JPEG"]
 
 
-@pytest.mark.parametrize("name", ["clothing10", "omniglot_small"])
-def test_real_files(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("overlay", "name"), [("clothing10", "clothing10"), ("omniglot_crops", "omniglot_small")])
+def test_real_files(overlay: str, name: str, tmp_path: Path) -> None:
     if not (REAL / name).exists():
         pytest.skip(f"HARDNEG_DATA does not hold {name}")
-    arguments = ["fit", f"--config=data/{name}.yaml", "--config=models/moco_resnet18.yaml", *QUICK]
+    arguments = ["fit", f"--config=data/{overlay}.yaml", "--config=models/moco_resnet18.yaml", *QUICK]
     arguments += [f"--folder={tmp_path}", "--trainer.max_steps=1", "--evaluate_start=false", "--data.batch_size=8"]
     assert main([*arguments, "--data.num_workers=0", "--trainer.limit_val_batches=0"]) == 0
     assert ImageEncoder.from_pretrained(tmp_path / "version_0" / "model").dim == 128
