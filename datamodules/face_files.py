@@ -181,7 +181,7 @@ def plain_pickle(data: bytes, name: str) -> Any:
     """
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
         start = marks.pop()
@@ -216,9 +216,9 @@ def plain_pickle(data: bytes, name: str) -> Any:
                     raise ValueError(f"{name}: byte {place}: appends to a {type(stack[-1]).__name__}.")
                 stack[-1].extend(items)
             elif what in _PUT or what == "MEMOIZE":
-                memo[len(memo) if what == "MEMOIZE" else int(argument)] = stack[-1]
+                memo[len(memo) if what == "MEMOIZE" else argument] = stack[-1]
             elif what in _GET:
-                stack.append(memo[int(argument)])
+                stack.append(memo[argument])
             elif what == "STOP":
                 (result,) = stack
                 return result

@@ -201,18 +201,14 @@ def read_pictures(path: str | os.PathLike[str], channels: int = 3, size: int | N
         return _from_table(path, channels, size)
     if path.suffix == ".rec":
         records = RecordFiles(path)
-        keys, labels, classes = records.identities()
-        return Pictures(records, tuple(keys), labels, classes, {}, channels, size)
+        keys, identities, numbers = records.identities()
+        return Pictures(records, tuple(keys), identities, numbers, {}, channels, size)
     files = open_files(path)
     names = files.names()
     if not names:
         raise ValueError(f"{path}: holds no picture ({', '.join(sorted(SUFFIXES))}).")
-    folders = np.array([str(PurePosixPath(name).parent) for name in names])
-    classes, labels = np.unique(folders, return_inverse=True)
-    found = torch.from_numpy(labels.astype(np.int64))
-    if classes[0] == ".":  # beside the folders, so of no class
-        classes, found = classes[1:], found - 1
-    return Pictures(files, tuple(names), found, tuple(classes.tolist()), {}, channels, size)
+    labels, classes = _codes(np.array([name.rpartition("/")[0] for name in names]))
+    return Pictures(files, tuple(names), labels, classes, {}, channels, size)
 
 
 def open_files(path: Path) -> FolderFiles | ZipFiles:
@@ -285,19 +281,19 @@ def _from_table(folder: Path, channels: int, size: int | None) -> Pictures:
         names[name] = None
         for column, value in record.items():
             if column != "file":
-                columns.setdefault(column, []).append(str(value))
+                columns.setdefault(column, []).append("" if value is None else str(value))
     if not names:
         raise ValueError(f"{table}: lists no picture.")
     fields = {column: np.array(values) for column, values in columns.items()}
-    column = next((name for name in CLASS_COLUMNS if name in fields), None)
-    if column is None:
+    of = next((name for name in CLASS_COLUMNS if name in fields), None)
+    if of is None:
         raise ValueError(f"{table}: has no column {' or '.join(CLASS_COLUMNS)}; it has {sorted(fields)}.")
-    labels, classes = _codes(fields[column])
+    labels, classes = _codes(fields[of])
     return Pictures(files, tuple(names), labels, classes, fields, channels, size)
 
 
 def _codes(column: NDArray[np.str_]) -> tuple[Tensor, tuple[str, ...]]:
-    """Positions among the sorted values; -1 where the cell is empty."""
+    """Positions among the sorted values; -1 where there is none ("")."""
     classes, labels = np.unique(column, return_inverse=True)
     found = torch.from_numpy(labels.astype(np.int64))
     if len(classes) and classes[0] == "":

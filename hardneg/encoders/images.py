@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from abc import abstractmethod
@@ -157,7 +158,8 @@ class IRResNet(ImageBackbone):
                 "data.init_args.size to its own."
             )
         x = self.prelu(self.bn1(self.conv1(pictures)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
         return self.drop(self.bn2(x)).flatten(1)
 
 
@@ -394,18 +396,8 @@ def _check_channels(backbone: ImageBackbone) -> None:
 def _make_grey(network: nn.Module) -> None:
     """Let the first convolution read one channel: what it saw in three equal ones."""
     place, first = next((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    grey = nn.Conv2d(
-        1,
-        first.out_channels,
-        first.kernel_size,
-        first.stride,
-        first.padding,
-        bias=first.bias is not None,  # type: ignore[arg-type]
-    )
-    with torch.no_grad():
-        grey.weight.copy_(first.weight.sum(1, keepdim=True))
-        if first.bias is not None and grey.bias is not None:
-            grey.bias.copy_(first.bias)
+    grey = copy.deepcopy(first)
+    grey.in_channels, grey.weight = 1, nn.Parameter(first.weight.detach().sum(1, keepdim=True))
     network.set_submodule(place, grey)
 
 

@@ -48,7 +48,7 @@ def draw_roc(similarity: Tensor, same: Tensor, file: str | Path, title: str = ""
 def draw_pairs(impostors: Sequence[ShownPair], genuine: Sequence[ShownPair], file: str | Path, title: str = "") -> Path:
     """Write pairs of pictures as SVG: impostors that look alike above, genuine pairs that do not below."""
     columns = max(len(impostors), len(genuine), 1)
-    figure = Figure(figsize=(1.7 * columns + 0.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(1.7 * columns + 0.4, 3.2), layout="constrained")
     grid = figure.subplots(2, columns, squeeze=False)
     for axis in grid.flat:
         axis.set_axis_off()
