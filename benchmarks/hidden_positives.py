@@ -166,7 +166,7 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         single=options.single,
         max_documents=options.max_documents,
         batch_size=options.batch_size,
-        sources=[MinedOnRefresh(num_negatives=4, search_depth=100)],
+        sources=[MinedOnRefresh(num_negatives=4, search_depth=options.search_depth)],
         seed=seed,
     )
     count = Count(data)
@@ -232,6 +232,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--search-depth", type=int, default=20, help="documents from which negatives are drawn")
     parser.add_argument("--layers", type=int, default=3, help="of MiniLM that the student keeps")
     parser.add_argument("--tokens", type=int, default=64, help="after which texts are cut")
     parser.add_argument("--max-documents", type=int, help="cut the corpus; all if left out")
