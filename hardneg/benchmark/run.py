@@ -210,7 +210,10 @@ def _each(
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin_child) as pool:
         futures = {pool.submit(_in_child, runner, cell, folder, suite.name, wandb): cell for cell in cells}
         for future in as_completed(futures):
-            yield futures[future], future.exception()
+            error = future.exception()
+            if error is not None:
+                error.__cause__ = None  # the child's traceback as text; the child has said already what went wrong
+            yield futures[future], error
 
 
 def _in_child(runner: Runner, cell: Cell, folder: Path, group: str, wandb: bool) -> None:

@@ -142,7 +142,7 @@ def test_a_misspelt_option_ends_before_anything_is_run(make_suite, tmp_path):
 
 def test_several_processes_do_the_same(make_suite, tmp_path):
     chains = {"broken": [], "in-batch": ["miners/in_batch.yaml"]}
-    with pytest.raises(RuntimeError, match=r"2 cells failed.*\n.*no such thing"):
+    with pytest.raises(RuntimeError, match=r"2 cells failed.*\n.*seed \d: no such thing\n.*seed \d: no such thing$"):
         run_suite(make_suite(chains=chains), tmp_path / "out", processes=2, runner=stub)
     assert len(read_results(tmp_path / "out").of("run")) == 2
 
