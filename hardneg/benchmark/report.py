@@ -419,7 +419,7 @@ def _pareto_picture(results: Results) -> Picture | None:
         for axis in axes[len(blocks) :]:
             axis.remove()
 
-    legend = tuple((c, run_colour(n), "dots") for n, c in enumerate(about["chains"], 1))
+    legend = tuple((c, run_colour(n), "disc" if n <= 6 else "square") for n, c in enumerate(about["chains"], 1))
     return sketch("Quality and cost", paint, legend, height=2.9 * math.ceil(len(blocks) / 3))
 
 
