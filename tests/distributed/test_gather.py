@@ -56,7 +56,8 @@ CHAINS: Mapping[str, Callable[[], list[PoolMiner]]] = {
     "MemoryQueue": lambda: [InBatch(), MemoryQueue(size=9), GIST()],
     "CET": lambda: [InBatch(), CET(SelectionTower(dim=TinyEncoder().dim), temperature=2.0, origins=None)],
     "UNPG": lambda: [InBatch(), UNPG()],
-    "MoCHi": lambda: [InBatch(), MoCHi(num_hard=4, num_pairs=3, num_with_anchor=2, warmup_epochs=0, min_hard=2)],
+    "MoCHi": lambda: [InBatch(), MoCHi(num_hard=4, num_pairs=0, num_with_anchor=2, warmup_epochs=0, min_hard=2)],
+    "MoCHi(pairs)": lambda: [InBatch(), MoCHi(4, num_pairs=3, num_with_anchor=2, warmup_epochs=0, min_hard=2)],
     "CosFace": lambda: [InBatch(), CosFace()],
     "ArcFace": lambda: [InBatch(), ArcFace()],
     "MagFace": lambda: [InBatch(), MagFace()],
@@ -84,6 +85,8 @@ def cells() -> list[tuple[str, str, tuple[str, ...], str]]:
     for chain, loss, directions, option in product(CHAINS, LOSSES, DIRECTIONS, OPTIONS):
         if chain == "ADORE" and (directions != DIRECTIONS[0] or option == "momentum"):
             continue  # a frozen corpus has no vectors of documents to train
+        if chain == "MoCHi(pairs)" and not loss.startswith("InfoNCE"):
+            continue  # a document mixed with its own copy ties with both, and rounding says which of them is hardest
         if option != "plain" and (loss != "InfoNCE" or len(directions) < 2) and chain != "ADORE":
             continue  # how things are encoded and what is made of the vectors are independent
         every.append((chain, loss, directions, option))
