@@ -210,10 +210,10 @@ def _each(
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin_child) as pool:
         futures = {pool.submit(_in_child, runner, cell, folder, suite.name, wandb): cell for cell in cells}
         for future in as_completed(futures):
-            error = future.exception()
-            if error is not None:
-                error.__cause__ = None  # the child's traceback as text; the child has said already what went wrong
-            yield futures[future], error
+            raised = future.exception()
+            if raised is not None:
+                raised.__cause__ = None  # the child's traceback as text; the child has said already what went wrong
+            yield futures[future], raised
 
 
 def _in_child(runner: Runner, cell: Cell, folder: Path, group: str, wandb: bool) -> None:
