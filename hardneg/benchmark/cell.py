@@ -23,6 +23,7 @@ from hardneg.benchmark.peer import make_peer
 from hardneg.benchmark.suite import SHARED, WORK, Cell, Phase
 from hardneg.callbacks import WriteStores
 from hardneg.cli import find_configs, make_loggers
+from hardneg.encoders.base import hash_weights
 from hardneg.lightning_cli import HardnegCLI
 from hardneg.report.evaluation import write_whole
 
@@ -116,9 +117,7 @@ def run_cell(cell: Cell, folder: Path, group: str = "", wandb: bool = False) -> 
 def weights_of(module: torch.nn.Module) -> str:
     """A hash of all weights, by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    hash_weights(digest, module)
     return digest.hexdigest()[:16]
 
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+
+def hash_weights(digest: Hash, module: nn.Module, prefix: str = "") -> None:
+    """Add a module's weights, by name, to a hash of `hashlib`; ``prefix`` tells them from those of other modules."""
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{prefix}{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 class Encoder(nn.Module, ABC):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hardneg.encoders.base import Encoder
+from hardneg.encoders.base import Encoder, hash_weights
 from hardneg.encoders.signals import Backbone
 
 WEIGHTS, SETTINGS = "model.safetensors", "encoder.json"
@@ -279,9 +279,7 @@ class ImageEncoder(Encoder):
 
     def fingerprint(self, kind: str) -> str:
         digest = hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        hash_weights(digest, self)
         return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from hardneg.encoders.base import Encoder
+from hardneg.encoders.base import Encoder, hash_weights
 
 WEIGHTS, SETTINGS = "model.safetensors", "encoder.yaml"
 
@@ -256,9 +256,7 @@ class SignalEncoder(Encoder):
         digest = hashlib.sha256()
         parts = (self.backbones[kind], self.heads[kind], self.scales[kind])
         for number, part in enumerate(parts):
-            for name, tensor in sorted(part.state_dict().items()):
-                digest.update(f"{number} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            hash_weights(digest, part, f"{number} ")
         return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:

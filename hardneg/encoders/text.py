@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hardneg.encoders.base import Encoder
+from hardneg.encoders.base import Encoder, hash_weights
 from hardneg.leaves import leaves_behind
 
 CPU_TEXTS_PER_PASS = 16
@@ -128,9 +128,7 @@ class TextEncoder(Encoder):
 
     def fingerprint(self, kind: str) -> str:
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.transformer.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        hash_weights(digest, self.transformer)
         digest.update(f"{self._prompt(kind)}\0{self.transformer.max_seq_length}".encode())
         return digest.hexdigest()
 

@@ -15,7 +15,7 @@ from hardneg.encoders.images import ImageEncoder
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.metrics.verification import FaceMeasures, evaluate_faces
 from hardneg.modules.base import ContrastiveModule
-from hardneg.modules.gather import joined
+from hardneg.modules.gather import in_order, joined
 from miners.base import PoolMiner, process_count, process_rank
 from miners.draws import generator_for
 from miners.in_batch import InBatch
@@ -137,10 +137,7 @@ class FaceModule(ContrastiveModule):
 
     def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
         ids = self._things(ids)
-        mine = torch.arange(len(ids))[process_rank() :: process_count()]
-        found = joined({"at": mine.to(self.device), "vectors": share.to(self.device)})
-        vectors = torch.empty(len(ids), share.shape[1])
-        vectors[found["at"].cpu()] = found["vectors"].cpu()
+        vectors = in_order(share, len(ids), self.device)
         return Store(F.normalize(vectors, dim=1), ids, space, key=self.encoder.fingerprint(space), version=version)
 
     def _things(self, ids: Tensor | None) -> Tensor:

@@ -23,6 +23,7 @@ from miners.ragged import Ragged
 
 FLOATS = ("embeddings", "norms")  # parts that a gradient flows through
 MOST_SIDES = 29
+GATHERED_ROWS = 1 << 16  # vectors of each process that travel at a time when many things are encoded in shares
 NAMES = ("ids", "content", "labels", "rows")  # int64 parts
 
 
@@ -99,6 +100,25 @@ def joined(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     first = next(iter(parts.values()))
     counts = _stacked(torch.tensor([len(first)], device=first.device)).tolist()
     return _gathered([(name, 0, tensor.detach()) for name, tensor in parts.items()], counts)
+
+
+def in_order(share: Tensor, number: int, device: torch.device) -> Tensor:
+    """(number, d) on the CPU, in their order, from the shares (n, d) of all processes: every W-th thing each.
+
+    Args:
+        share: this process' vectors, of the things ``[rank::W]``.
+        number: of things in all.
+        device: on which processes talk.
+    """
+    if process_count() == 1:
+        return share
+    whole = torch.empty(number, share.shape[1])
+    mine = torch.arange(number)[process_rank() :: process_count()]
+    for start in range(0, -(-number // process_count()), GATHERED_ROWS):
+        rows = slice(start, start + GATHERED_ROWS)
+        found = joined({"at": mine[rows].to(device), "vectors": share[rows].to(device)})
+        whole[found["at"].cpu()] = found["vectors"].cpu()
+    return whole
 
 
 def _gathered(

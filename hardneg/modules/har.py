@@ -15,7 +15,7 @@ from hardneg.encoders.signals import SignalEncoder
 from hardneg.losses import PoolLoss
 from hardneg.metrics.classification import ClassMeasures, evaluate_classes
 from hardneg.modules.base import ContrastiveModule
-from hardneg.modules.gather import joined
+from hardneg.modules.gather import in_order
 from miners.base import PoolMiner, process_count, process_rank
 from miners.pool import Block, Items, NegativePool, StepContext
 from miners.store import Store
@@ -145,19 +145,11 @@ class HARModule(ContrastiveModule):
 
     def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
         ids = self._things(space, ids)
-        vectors = torch.nn.functional.normalize(self._whole(share, len(ids)), dim=1)
+        vectors = torch.nn.functional.normalize(in_order(share, len(ids), self.device), dim=1)
         return Store(vectors, ids, space, key=self.encoder.fingerprint(space), version=version)
 
     def _things(self, space: str, ids: Tensor | None) -> Tensor:
         return self.data.everything(space)[0] if ids is None else ids
-
-    def _whole(self, share: Tensor, number: int) -> Tensor:
-        """(number, d) from the shares of all processes, every W-th thing each."""
-        if process_count() == 1:
-            return share
-        mine = torch.arange(number)[process_rank() :: process_count()]
-        found = joined({"at": mine.to(self.device), "vectors": share.to(self.device)})
-        return found["vectors"].cpu()[found["at"].cpu().argsort()]
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -203,7 +195,8 @@ class HARModule(ContrastiveModule):
     def features(self, data: Any, ids: Tensor, space: str) -> Tensor:
         """(n, F) features of windows in evaluation mode, each process its share."""
         windows = data.view(ids[process_rank() :: process_count()], space)
-        return self._whole(self.encoder.embed_features(windows, space, self.eval_batch_size), len(ids))
+        share = self.encoder.embed_features(windows, space, self.eval_batch_size)
+        return in_order(share, len(ids), self.device)
 
     def _evaluate(self, split: str, prefix: str) -> None:
         self.measures = self.evaluate(split, self.data)

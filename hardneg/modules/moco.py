@@ -16,7 +16,7 @@ from hardneg.encoders.images import ImageEncoder
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.metrics.classification import ClassMeasures
 from hardneg.modules.base import ContrastiveModule
-from hardneg.modules.gather import joined
+from hardneg.modules.gather import in_order, joined
 from miners.base import PoolMiner, process_count, process_rank
 from miners.draws import generator_for
 from miners.memory_queue import MemoryQueue
@@ -156,7 +156,7 @@ class MoCoModule(ContrastiveModule):
     def features(self, data: Any, ids: Tensor, space: str) -> Tensor:
         """(n, F) the backbone's features of pictures in evaluation mode, each process its share."""
         share = _encoded(self.encoder, self.encoder.features, data, ids[process_rank() :: process_count()])
-        return self._whole(share, len(ids))
+        return in_order(share, len(ids), self.device)
 
     def embed_share(self, space: str, encoder: nn.Module | None = None, ids: Tensor | None = None) -> Tensor:
         ids, used = self._things(space, ids), encoder or self.encoder
@@ -164,19 +164,11 @@ class MoCoModule(ContrastiveModule):
 
     def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
         ids = self._things(space, ids)
-        vectors = torch.nn.functional.normalize(self._whole(share, len(ids)), dim=1)
+        vectors = torch.nn.functional.normalize(in_order(share, len(ids), self.device), dim=1)
         return Store(vectors, ids, space, key=self.encoder.fingerprint(space), version=version)
 
     def _things(self, space: str, ids: Tensor | None) -> Tensor:
         return self.data.everything(space)[0] if ids is None else ids
-
-    def _whole(self, share: Tensor, number: int) -> Tensor:
-        """(number, d) from the shares of all processes, every W-th thing each."""
-        if process_count() == 1:
-            return share
-        mine = torch.arange(number)[process_rank() :: process_count()]
-        found = joined({"at": mine.to(self.device), "vectors": share.to(self.device)})
-        return found["vectors"].cpu()[found["at"].cpu().argsort()]
 
 
 @torch.no_grad()

@@ -16,14 +16,12 @@ from hardneg.encoders.text import TextEncoder
 from hardneg.losses import PoolLoss
 from hardneg.metrics.retrieval import evaluate_retrieval
 from hardneg.modules.base import ContrastiveModule
-from hardneg.modules.gather import joined
+from hardneg.modules.gather import in_order, joined
 from hardneg.modules.guide_vectors import kept_store
 from miners.base import PoolMiner, process_count, process_rank
 from miners.pool import Block, Items, NegativePool, StepContext, among
 from miners.ragged import Ragged
 from miners.store import Store
-
-GATHERED_ROWS = 1 << 16  # vectors of each process that travel at a time when a corpus is encoded in shares
 
 Direction = Literal["query_to_document", "document_to_query"]
 
@@ -232,14 +230,7 @@ class RetrievalModule(ContrastiveModule):
 
     def _joined(self, space: str, share: Tensor, encoder: Encoder, version: int, ids: Tensor) -> Store:
         """The shares of all processes, every W-th thing each, as one store."""
-        vectors = share
-        if process_count() > 1:
-            vectors = torch.empty(len(ids), share.shape[1])
-            mine = torch.arange(len(ids))[process_rank() :: process_count()]
-            for start in range(0, -(-len(ids) // process_count()), GATHERED_ROWS):
-                rows = slice(start, start + GATHERED_ROWS)
-                found = joined({"at": mine[rows].to(self.device), "vectors": share[rows].to(self.device)})
-                vectors[found["at"].cpu()] = found["vectors"].cpu()
+        vectors = in_order(share, len(ids), self.device)
         if self.similarity == "cosine":
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         return Store(vectors, ids, space, key=encoder.fingerprint(space), version=version)

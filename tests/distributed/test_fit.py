@@ -39,6 +39,7 @@ def fit(data: str, folder: str, name: str, resume: str | None = None) -> dict[st
         directions=("query_to_document", "document_to_query"),
         learning_rate=0.02,
         guide=TinyEncoder(seed=1),
+        guide_folder=str(Path(folder) / "guide"),
         chunk_size=3,
     )
     options = OPTIONS[name]
