@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,3 +33,8 @@ def _start(rank: int, count: int, work: Callable[..., Any], folder: str, argumen
         torch.save(work(*arguments), f"{folder}/answer-{rank}.pt")
     finally:
         dist.destroy_process_group()
+    # Left without Python's clean-up: a gloo thread that lets go of its last tensor while Python 3.11 finalises is
+    # ended by force in the middle of C++, and the process aborts ("terminate called without an active exception").
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 
 from miners.index import ShardedIndex, TorchIndex
 from miners.store import Store
+from tests.distributed.processes import in_processes
 
 WORLD = 3
 BORDERS = [0, 40, 45, 200]  # shards of very different size, one smaller than k
@@ -27,8 +27,8 @@ def asked(process_rank: int) -> torch.Tensor:
     return torch.randn(rows, 8, generator=torch.Generator().manual_seed(process_rank + 1))
 
 
-def work(process_rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=process_rank, world_size=WORLD)
+def work(folder: str) -> tuple[torch.Tensor, torch.Tensor]:
+    process_rank = dist.get_rank()
     rows = torch.arange(BORDERS[process_rank], BORDERS[process_rank + 1])
     index = ShardedIndex(Store(corpus()[rows], rows * 10), device="cpu")
     answer = index.search(asked(process_rank), 12)
@@ -37,16 +37,14 @@ def work(process_rank: int, folder: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(answer, again, strict=True))
     with pytest.raises(ValueError, match="corpus has 200 documents"):
         index.search(asked(process_rank), 201)
-    torch.save(answer, f"{folder}/{process_rank}.pt")
-    dist.destroy_process_group()
+    return answer
 
 
 @pytest.mark.slow
 def test_three_processes_answer_like_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(work, (str(tmp_path),), WORLD)
+    answers = in_processes(WORLD, work, tmp_path, str(tmp_path))
     whole = TorchIndex(Store(corpus(), torch.arange(200) * 10), device="cpu")
-    for process_rank in range(WORLD):
-        scores, ids = torch.load(tmp_path / f"{process_rank}.pt", weights_only=True)
+    for process_rank, (scores, ids) in enumerate(answers):
         expected, expected_ids = whole.search(asked(process_rank), 12)
         assert torch.equal(scores, expected)
         assert torch.equal(ids, expected_ids)
