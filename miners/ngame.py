@@ -193,7 +193,7 @@ class NGAME(BatchMiner):
             rows, vectors = torch.arange(len(table)), self._store.rows(table.anchors)
         if len(rows) < 2:
             return
-        order, sizes = _alike_on_all(self._clusters_of, vectors, epoch)
+        order, sizes = alike_on_all(self._clusters_of, vectors, epoch)
         rest = (~self._seen).nonzero()[:, 0] if self.embeddings == "buffer" else rows[:0]  # type: ignore[operator]
         self._order, self._sizes = torch.cat([rows[order], rest]), torch.cat([sizes, torch.ones_like(rest)])
 
@@ -365,7 +365,7 @@ def _smallest(values: Tensor, k: int) -> Tensor:
     return chosen
 
 
-def _alike_on_all(make: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> tuple[Tensor, Tensor]:
+def alike_on_all(make: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> tuple[Tensor, Tensor]:
     """What the first process makes, on all: last digits may differ between machines, and orders must not."""
     if process_count() == 1:
         return make(*arguments)
