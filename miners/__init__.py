@@ -34,6 +34,7 @@ from miners.pool import Block, Items, NegativePool, StepContext
 from miners.positive_aware import PositiveAware
 from miners.ragged import Ragged
 from miners.self_blocks import SelfBlocks
+from miners.static_bank import StaticBank
 from miners.static_negatives import StaticNegatives
 from miners.taxonomy_negatives import TaxonomyNegatives
 from miners.unpg import UNPG
@@ -78,6 +79,7 @@ __all__ = [
     "SelfBlocks",
     "ShardedIndex",
     "Shuffled",
+    "StaticBank",
     "StaticNegatives",
     "StepContext",
     "Store",

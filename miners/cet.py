@@ -259,7 +259,14 @@ class CET(PoolMiner):
 
     def _blocks(self, pool: NegativePool) -> list[Block]:
         """What is weighed; synthetic candidates are nobody that could have been judged."""
-        return [b for b in pool.negatives if b.real and (self.origins is None or b.origin in self.origins)]
+        blocks = [b for b in pool.negatives if b.real and (self.origins is None or b.origin in self.origins)]
+        if long := [b for b in blocks if b.chunk_size is not None]:
+            raise ValueError(
+                f"CET weighs all candidates of an anchor together, and the block '{long[0].origin}' is scored in "
+                f"chunks of {long[0].chunk_size}. Set the chunk_size of the miner that adds it to null, or leave its "
+                "origin out of CET's."
+            )
+        return blocks
 
     def _log_odds(self, scores: Tensor) -> Tensor:
         scaled = scores / self.temperature

@@ -9,7 +9,7 @@ positives, the same id, the same content, the same class, the anchor itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from miners.draws import generator_for
 from miners.ragged import Ragged
@@ -42,6 +43,9 @@ SIDES = {"positives": "in_batch", "drawn": "mined", "classes": "classes"}
 """Sides of a batch that hold candidates, and the origin of the block that each becomes."""
 
 
+Memo = dict[tuple[int, int, str, bool], tuple["Items", "Items", Tensor]]
+
+
 @dataclass(frozen=True)
 class Items:
     """Things with an identity: what is gathered, queued, stored and cached is always Items.
@@ -55,6 +59,7 @@ class Items:
         norms: (N,) length before normalising.
         space: ids of two spaces are never equal: "query", "document", "image", "class", ...
         rows: (N,) int64 row of the global batch that brought the thing along.
+        products: where products with these things are remembered; None = in the pool, for as long as it lives.
 
     Raises:
         ValueError: the parts disagree on the number of things.
@@ -68,6 +73,7 @@ class Items:
     norms: Tensor | None = None
     space: str = "document"
     rows: Tensor | None = None
+    products: Memo | None = field(default=None, repr=False, compare=False)
     _unit: dict[bool, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -138,6 +144,13 @@ class Block:
         log_weight: (B, N) | (B, 1) nats, added after the temperature; may carry gradient.
         rank: (B, N) place in the retrieved list, 1 = best.
         real: False for synthetic candidates: not counted, not mixed again.
+        chunk_size: for candidates that are too many to be scored at once, such as a bank: so many columns are scored at
+            a time, and once more in backward. Items are then shared (N, d), may lie in a mapped file, and what miners
+            say of them is kept as ``rules``.
+        rules: what miners made of a block with a ``chunk_size``, applied to each piece of it in this order.
+
+    Raises:
+        ValueError: a chunk_size with parts that are not shared by all anchors.
     """
 
     items: Items
@@ -148,6 +161,18 @@ class Block:
     log_weight: Tensor | None = None
     rank: Tensor | None = None
     real: bool = True
+    chunk_size: int | None = None
+    rules: tuple[Callable[[Block], Block], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.chunk_size is None:
+            return
+        own = {name for name in ("left", "given", "usable", "log_weight", "rank") if getattr(self, name) is not None}
+        if self.chunk_size < 1 or own or self.items._need("embeddings").ndim != 2:
+            raise ValueError(
+                f"Block(origin='{self.origin}', chunk_size={self.chunk_size}): wants at least 1, and candidates (N, d) "
+                f"that all anchors share; got {tuple(self.items._need('embeddings').shape)} with {sorted(own)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -217,7 +242,7 @@ class NegativePool:
     known: Ragged | None = None
     context: StepContext = StepContext()
     dropped: Mapping[str, Tensor] = field(default_factory=dict)
-    memo: dict[tuple[int, int, str, bool], tuple[Items, Items, Tensor]] = field(default_factory=dict, repr=False)
+    memo: Memo = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.similarity not in ("cosine", "dot"):
@@ -230,9 +255,11 @@ class NegativePool:
 
     def scores(self, block: Block) -> Tensor:
         """(B, N) similarity of anchors and candidates, in fp32 at least; with gradient."""
+        if block.chunk_size is not None:
+            block = self.whole(block)
         if block.given is not None:
             return _wide(block.given)
-        return self._product(block.left or self.anchors, block.items, "unit" if self.similarity == "cosine" else "dot")
+        return self._product(block.left or self.anchors, block.items, self._view)
 
     def guide_scores(self, block: Block) -> Tensor:
         """(B, N) cosine of the guide's vectors; no gradient.
@@ -246,10 +273,14 @@ class NegativePool:
                     f"a guide miner needs guide vectors on every block; block '{block.origin}' (space '{items.space}') "
                     "has none. Give the module a guide (model.init_args.guide), or use PositiveAware, which needs none."
                 )
+        if block.chunk_size is not None:
+            block = self.whole(block)
         return self._product(block.left or self.anchors, block.items, "unit_guide")
 
     def logits(self, block: Block, power: float = 1.0) -> Tensor:
         """(B, N) ``power`` x (scores / temperature + log_weight); -inf where not usable."""
+        if block.chunk_size is not None:
+            block = self.whole(block)
         logits = self.scores(block) / self.temperature
         if block.log_weight is not None:
             logits = logits + block.log_weight
@@ -264,7 +295,12 @@ class NegativePool:
             power: importance exponents need ``power`` != 1 (HCL); 0 gives the logarithm of the count.
             real: leave synthetic blocks out.
         """
-        parts = [_logsumexp(self.logits(block, power)) for block in self.negatives if block.real or not real]
+        parts = [
+            part
+            for block in self.negatives
+            if block.real or not real
+            for part in self._of_pieces(block, lambda piece: _logsumexp(self.logits(piece, power)))
+        ]
         if not parts:
             return self._zeros() - torch.inf
         return parts[0] if len(parts) == 1 else _logsumexp(torch.stack(parts, dim=1))
@@ -274,18 +310,20 @@ class NegativePool:
         total = self._zeros().long()
         for block in self.negatives:
             if block.real or not real:
-                total = total + self.usable_of(block).sum(1)
+                total = sum((self.usable_of(piece).sum(1) for piece in self.pieces(block)), start=total)
         return total
 
     def total(self) -> Tensor:
         """(B,) sum of the logits of usable negatives: what label smoothing spreads over."""
-        total = self._zeros()
-        for block in self.negatives:
+
+        def summed(block: Block) -> Tensor:
             logits = self.scores(block) / self.temperature
             if block.log_weight is not None:
                 logits = logits + block.log_weight
-            total = total + (logits if block.usable is None else logits.where(block.usable, 0)).sum(1)
-        return total
+            return (logits if block.usable is None else logits.where(block.usable, 0)).sum(1)
+
+        parts = (part for block in self.negatives for part in self._of_pieces(block, summed))
+        return sum(parts, start=self._zeros())
 
     def hardest(self, k: int, origins: Collection[str] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The k usable negatives with the highest score.
@@ -298,13 +336,9 @@ class NegativePool:
         for number, block in enumerate(self.negatives):
             if origins is not None and block.origin not in origins:
                 continue
-            scores = self.scores(block)
-            ranked = scores.detach()  # the gradient takes the short way, through the k alone
-            if block.usable is not None:
-                ranked = ranked.masked_fill(~block.usable, -torch.inf)
-            top, column = ranked.topk(min(k, scores.shape[1]), dim=1)
+            top, score, column = self._top(block, k)
             tops.append(top)
-            found.append(scores.gather(1, column))
+            found.append(score)
             wheres.append(torch.stack([torch.full_like(column, number), column], dim=2))
         if not tops:
             nothing = self._zeros()[:, None][:, :0]
@@ -329,6 +363,8 @@ class NegativePool:
 
     def usable_of(self, block: Block) -> Tensor:
         """(B, N) bool, also where the block itself says nothing."""
+        if block.chunk_size is not None:
+            block = self.whole(block)
         if block.usable is not None:
             return block.usable
         shape = block.given.shape if block.given is not None else (len(self), len(block.items))
@@ -351,9 +387,9 @@ class NegativePool:
         """
         with torch.no_grad():
             total, maximum, kept = self._zeros(), self._zeros() - torch.inf, self._zeros()
-            for block in self.negatives:
+            for block in (piece for each in self.negatives if each.real for piece in self.pieces(each)):
                 scores, usable = self.scores(block).detach(), self.usable_of(block)
-                if not block.real or not scores.shape[1]:
+                if not scores.shape[1]:
                     continue
                 total = total + scores.where(usable, 0).sum(1)
                 maximum = torch.maximum(maximum, scores.masked_fill(~usable, -torch.inf).amax(1))
@@ -387,8 +423,25 @@ class NegativePool:
         Masked: ids among the anchor's ``known`` ones or its positives' (same space), content equal to its positives'
         or to the anchor's own, the class of the anchor, the anchor itself. Nowhere else is identity looked at.
         """
-        masked, dropped = self._without_identities(block)
-        return replace(self, negatives=(*self.negatives, masked), dropped=_added(self.dropped, dropped))
+        if block.chunk_size is None:
+            block, dropped = self._without_identities(block)
+        else:  # every piece is masked when it is scored; here they are counted
+            dropped = {}
+            for start in range(0, len(block.items), block.chunk_size):
+                dropped = _added(dropped, self._without_identities(self._cut(block, start))[1])
+        return replace(self, negatives=(*self.negatives, block), dropped=_added(self.dropped, dropped))
+
+    def whole(self, block: Block) -> Block:
+        """A block with a ``chunk_size`` as one judged block, for whoever needs all columns at once."""
+        return block if block.chunk_size is None else self._piece(block, 0, len(block.items))
+
+    def pieces(self, block: Block) -> Iterator[Block]:
+        """A block with a ``chunk_size`` as judged blocks of so many columns, one by one; any other as it is."""
+        if block.chunk_size is None:
+            yield block
+            return
+        for start in range(0, len(block.items), block.chunk_size):
+            yield self._piece(block, start)
 
     def mask(self, where: Where, reason: str) -> NegativePool:
         """Drop candidates where ``where(scores (B, N) without gradient, block)`` is True; None leaves a block alone.
@@ -396,12 +449,21 @@ class NegativePool:
         Synthetic blocks are not judged: nothing is known of them. What was dropped is counted under ``reason``.
         """
         blocks, dropped = [], self._zeros().long().sum()
+
+        def judged(block: Block) -> Block:
+            drop = where(self.scores(block).detach(), block)
+            return block if drop is None else replace(block, usable=self.usable_of(block) & ~drop)
+
         for block in self.negatives:
-            drop = where(self.scores(block).detach(), block) if block.real else None
-            if drop is not None:
-                usable = self.usable_of(block)
-                dropped = dropped + (usable & drop).sum()
-                block = replace(block, usable=usable & ~drop)
+            if block.real and block.chunk_size is not None:
+                with torch.no_grad():
+                    for piece in self.pieces(block):
+                        usable = self.usable_of(piece)
+                        dropped = dropped + (usable & ~self.usable_of(judged(piece))).sum()
+                block = replace(block, rules=(*block.rules, judged))
+            elif block.real and (now := judged(block)) is not block:
+                dropped = dropped + (self.usable_of(block) & ~self.usable_of(now)).sum()
+                block = now
             blocks.append(block)
         return replace(self, negatives=tuple(blocks), dropped=_added(self.dropped, {reason: dropped}))
 
@@ -411,11 +473,18 @@ class NegativePool:
         Args:
             real: leave synthetic blocks as they are.
         """
+
+        def weighed(block: Block) -> Block:
+            more = log_weight(self.scores(block), block)
+            if more is None:
+                return block
+            return replace(block, log_weight=more if block.log_weight is None else block.log_weight + more)
+
         blocks = []
         for block in self.negatives:
-            more = log_weight(self.scores(block), block) if block.real or not real else None
-            if more is not None:
-                block = replace(block, log_weight=more if block.log_weight is None else block.log_weight + more)
+            if block.real or not real:
+                long = block.chunk_size is not None
+                block = replace(block, rules=(*block.rules, weighed)) if long else weighed(block)
             blocks.append(block)
         return replace(self, negatives=tuple(blocks))
 
@@ -430,10 +499,11 @@ class NegativePool:
 
     def _product(self, left: Items, right: Items, view: str) -> Tensor:
         """(B, N) products of two views, remembered: masks, weights, statistics and losses share one."""
+        memo = self.memo if right.products is None else right.products
         key = (id(left), id(right), view, True)
-        if key not in self.memo:
+        if key not in memo:
             key = (*key[:3], torch.is_grad_enabled())  # what a no_grad block asked for first has no gradient to give
-        if key not in self.memo:
+        if key not in memo:
             a, b = (_wide(x._need("embeddings")) if view == "dot" else getattr(x, view) for x in (left, right))
             if a.ndim == 3:  # positives as the left side: one row each
                 a = a.squeeze(1)
@@ -444,8 +514,57 @@ class NegativePool:
                 )
             with torch.autocast(a.device.type, enabled=False):  # autocast would multiply in half precision
                 product = a @ b.T if b.ndim == 2 else torch.einsum("bd,bnd->bn", a, b)
-            self.memo[key] = (left, right, product)  # the items too: an id may not be used again while it is a key
-        return self.memo[key][2]
+            memo[key] = (left, right, product)  # the items too: an id may not be used again while it is a key
+        return memo[key][2]
+
+    @property
+    def _view(self) -> str:
+        return "unit" if self.similarity == "cosine" else "dot"
+
+    def _cut(self, block: Block, start: int, columns: int | None = None) -> Block:
+        """``columns`` (None: chunk_size) of a long block on the anchors' device, not judged yet."""
+        assert block.chunk_size is not None
+        items = block.items.take(slice(start, start + (columns or block.chunk_size))).to(self._device())
+        return Block(replace(items, products={}), block.origin, real=block.real)
+
+    def _piece(self, block: Block, start: int, columns: int | None = None) -> Block:
+        """A part of a long block as all rules leave it."""
+        piece, _ = self._without_identities(self._cut(block, start, columns))
+        for rule in block.rules:
+            piece = rule(piece)
+        return piece
+
+    def _of_pieces(self, block: Block, measure: Callable[[Block], Tensor]) -> list[Tensor]:
+        """``measure`` of each piece of a block; pieces of a long one are made again in backward, one at a time."""
+        if block.chunk_size is None or not torch.is_grad_enabled():
+            return [measure(piece) for piece in self.pieces(block)]
+        if len(block.items):
+            measure(self._piece(block, 0, 1))  # what is remembered of the anchors is made here, not inside a checkpoint
+        return [
+            checkpoint(
+                lambda start: measure(self._piece(block, start)), start, use_reentrant=False, preserve_rng_state=False
+            )
+            for start in range(0, len(block.items), block.chunk_size)
+        ]
+
+    def _top(self, block: Block, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The k usable columns with the highest score: score or -inf (B, k), score with gradient, column."""
+        if block.chunk_size is None:
+            scores = self.scores(block)
+            ranked = scores.detach()  # the gradient takes the short way, through the k alone
+            if block.usable is not None:
+                ranked = ranked.masked_fill(~block.usable, -torch.inf)
+            top, column = ranked.topk(min(k, scores.shape[1]), dim=1)
+            return top, scores.gather(1, column), column
+        with torch.no_grad():
+            found = [self._top(piece, k) for piece in self.pieces(block)]
+        starts = range(0, len(block.items), block.chunk_size)
+        columns = torch.cat([column + start for (_, _, column), start in zip(found, starts, strict=True)], dim=1)
+        top, order = torch.cat([top for top, _, _ in found], dim=1).topk(min(k, columns.shape[1]), dim=1)
+        columns = columns.gather(1, order)
+        vectors = block.items._need("embeddings")
+        chosen = Items(vectors[columns.to(vectors.device)].to(top.device), space=block.items.space, products={})
+        return top, self._product(self.anchors, chosen, self._view), columns
 
     def _without_identities(self, block: Block) -> tuple[Block, dict[str, Tensor]]:
         """The block with identities masked, and how many each rule took."""

@@ -338,7 +338,7 @@ class PoolMinerContract(ABC):
                 was, now = pool.usable_of(old), mined.usable_of(new)
                 assert not (now & ~was).any(), f"a masked candidate of block '{old.origin}' came back"
                 lost += int((was & ~now).sum()) if old.real else 0
-            added = mined.negatives[len(pool.negatives) :]
+            added = [mined.whole(block) for block in mined.negatives[len(pool.negatives) :]]
             lost += sum(
                 int((~mined.usable_of(block)).sum()) for block in added if block.real and block.usable is not None
             )

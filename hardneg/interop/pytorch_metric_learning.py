@@ -182,7 +182,7 @@ class MetricLoss(PoolLoss):
         self.metric_miner = metric_miner
 
     def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
-        blocks = (pool.positives, *pool.negatives)
+        blocks = (pool.positives, *map(pool.whole, pool.negatives))
         vectors, pairs, start = [], [], 0
         for block in blocks:
             found = _vectors(block)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,7 +36,7 @@ class PairwiseLogistic(PoolLoss):
         rows, positive = positive_logits(pool)
         total = 0 * positive.sum()  # a batch without any negative has a gradient too: zeros, which DDP waits for
         count = rows.new_zeros(())
-        for block in pool.negatives:
+        for block in map(pool.whole, pool.negatives):
             gap = pool.scores(block)[rows] / pool.temperature - positive[:, None]  # (V, N)
             usable = pool.usable_of(block)[rows]
             total = total + (_pair_weight(block, rows) * F.softplus(gap)).where(usable, 0).sum()
@@ -97,6 +99,7 @@ class LambdaRank(PoolLoss):
         self.cutoff = cutoff
 
     def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
+        pool = replace(pool, negatives=tuple(map(pool.whole, pool.negatives)))
         rows, positive = positive_logits(pool)
         ranks = _ranks(pool)
         discount = self._discount(ranks[0], positive.dtype)[
@@ -135,7 +138,7 @@ def _ranks(pool: NegativePool) -> list[Tensor]:
 def weight_at(pool: NegativePool, where: Tensor) -> Tensor:
     """(B, k) weights of the candidates that ``hardest`` found at ``where`` (B, k, 2): block and column."""
     log_weight = torch.zeros(where.shape[:2], device=where.device)
-    for number, block in enumerate(pool.negatives):
+    for number, block in enumerate(map(pool.whole, pool.negatives)):
         if block.log_weight is not None:
             columns = pool.usable_of(block).shape[1]
             here = where[:, :, 0] == number
