@@ -30,12 +30,14 @@ from miners.mined_on_refresh import MinedOnRefresh
 from miners.mochi import MoCHi
 from miners.ngame import NGAME
 from miners.no_duplicates import NoDuplicates
+from miners.perpendicular_negatives import PerpendicularNegatives
 from miners.pool import Block, Items, NegativePool, StepContext
 from miners.positive_aware import PositiveAware
 from miners.ragged import Ragged
 from miners.self_blocks import SelfBlocks
 from miners.static_bank import StaticBank
 from miners.static_negatives import StaticNegatives
+from miners.steering import steer
 from miners.taxonomy_negatives import TaxonomyNegatives
 from miners.unpg import UNPG
 
@@ -72,6 +74,7 @@ __all__ = [
     "NegativePool",
     "NegativeSource",
     "NoDuplicates",
+    "PerpendicularNegatives",
     "PoolMiner",
     "PositiveAware",
     "Ragged",
@@ -88,6 +91,7 @@ __all__ = [
     "TrainingTable",
     "build_index",
     "mine",
+    "steer",
 ]
 
 _LATER = {

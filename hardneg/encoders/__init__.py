@@ -3,6 +3,7 @@
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.cross import CrossEncoder, PairScorer, WordOverlap
 from hardneg.encoders.images import ImageBackbone, ImageEncoder, IRResNet, TorchvisionBackbone, load_images
+from hardneg.encoders.merge import merge
 from hardneg.encoders.signals import (
     InertialConvolutions,
     InertialTransformer,
@@ -28,4 +29,5 @@ __all__ = [
     "WordOverlap",
     "load_images",
     "load_signals",
+    "merge",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,25 +21,41 @@ class InfoNCE(PoolLoss):
         temperature: divides similarities.
         learn_temperature: train it.
         label_smoothing: share of the target spread evenly over the positive and the usable negatives, in [0, 1).
+        null_positive: what stands for the positive of an anchor that has none (a query without an answer, a face that
+            nobody knows), as a similarity: nothing may score above it. The threshold of verification is a good value.
+            None: such anchors teach nothing. It is not learned: with these anchors alone it would rise for ever.
 
     Shapes:
-        B anchors; (sum, count) 0-dim, count = anchors with a positive. Temporary memory: a few B x N, by block.
+        B anchors; (sum, count) 0-dim, count = anchors with a positive, all anchors with ``null_positive``. Temporary
+        memory: a few B x N, by block.
 
     Source:
         van den Oord et al., arXiv 1807.03748, equation 4; several positives: SupCon, arXiv 2004.11362, equation 2
-        (L_out), differs in the denominator: other positives are left out.
+        (L_out), differs in the denominator: other positives are left out. The null positive: the virtual reward of
+        NGRPO (Nan et al., 2025) as a logit.
     """
 
     def __init__(
-        self, temperature: float = 0.05, learn_temperature: bool = False, label_smoothing: float = 0.0
+        self,
+        temperature: float = 0.05,
+        learn_temperature: bool = False,
+        label_smoothing: float = 0.0,
+        null_positive: float | None = None,
     ) -> None:
         super().__init__(temperature, learn_temperature)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"InfoNCE(label_smoothing={label_smoothing}): a share, so 0 <= label_smoothing < 1.")
+        if null_positive is not None and not math.isfinite(null_positive):
+            raise ValueError(f"InfoNCE(null_positive={null_positive}): a similarity, so a finite number, or null.")
         self.label_smoothing = label_smoothing
+        self.null_positive = null_positive
 
     def forward(self, pool: NegativePool) -> tuple[Tensor, Tensor]:
         rows, positive = positive_logits(pool)  # (V,), (V,)
+        if self.null_positive is not None:
+            none = (torch.bincount(rows, minlength=len(pool)) == 0).nonzero()[:, 0]
+            null = self.null_positive / pool.temperature * positive.new_ones(len(none))
+            rows, positive = torch.cat([rows, none]), torch.cat([positive, null])
         mass = pool.mass()[rows]
         log_z = torch.logaddexp(positive, mass)
         terms = log_z - positive

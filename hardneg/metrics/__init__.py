@@ -1,7 +1,9 @@
 """The protocols by which each family is evaluated."""
 
 from hardneg.metrics.classification import ClassMeasures, accuracy_and_macro_f1, evaluate_classes, linear_probe
+from hardneg.metrics.flips import NegativeFlipRate, first_relevant
 from hardneg.metrics.retrieval import RetrievalMeasures, evaluate_retrieval
+from hardneg.metrics.steering import SteeringMeasures, evaluate_steering
 from hardneg.metrics.verification import (
     FaceMeasures,
     evaluate_faces,
@@ -13,11 +15,15 @@ from hardneg.metrics.verification import (
 __all__ = [
     "ClassMeasures",
     "FaceMeasures",
+    "NegativeFlipRate",
     "RetrievalMeasures",
+    "SteeringMeasures",
     "accuracy_and_macro_f1",
     "evaluate_classes",
     "evaluate_faces",
     "evaluate_retrieval",
+    "evaluate_steering",
+    "first_relevant",
     "fold_accuracy",
     "identification_ranks",
     "linear_probe",

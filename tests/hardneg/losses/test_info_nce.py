@@ -169,6 +169,56 @@ def test_half_precision_embeddings_cost_the_same(half: torch.dtype) -> None:
     assert all(gradient.dtype == half and bool(gradient.isfinite().all()) for gradient in gradients)
 
 
+def test_the_null_positive_of_an_anchor_without_a_positive() -> None:
+    none = torch.zeros(1, 1, dtype=torch.bool)
+    negatives = torch.tensor([[0.2, 0.5, 0.1]]).double()
+    pool = NegativePool(Items(), Block(Items(), "positive", given=torch.ones(1, 1).double(), usable=none), 0.1)
+    pool = pool.add(Block(Items(), "in_batch", given=negatives))
+    total, count = InfoNCE(null_positive=0.4)(pool)
+    assert float(total) == pytest.approx(1.361849, abs=5.1e-7)
+    assert int(count) == 1
+    assert int(InfoNCE()(pool)[1]) == 0  # off by default
+    emptied = pool.mask(lambda scores, block: torch.ones_like(scores, dtype=torch.bool), "test")
+    assert float(InfoNCE(null_positive=0.4)(emptied)[0]) == 0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_null_positive_is_a_positive_of_that_similarity(smoothing: float) -> None:
+    """Rows with a positive cost what they cost; a null one costs what a positive with its score would."""
+    given = torch.tensor([[0.6, 0.1], [0.3, 0.2], [0.5, 0.5]]).double()
+    usable = torch.tensor([[1, 1], [0, 0], [0, 1]]).bool()
+    negatives = torch.tensor([[0.3, -0.2], [0.4, 0.1], [0.5, 0.0]]).double().requires_grad_()
+    keep = torch.tensor([[1, 1], [1, 0], [0, 0]]).bool()
+
+    def pool_with(positives: Tensor, allowed: Tensor) -> NegativePool:
+        pool = NegativePool(Items(), Block(Items(), "positive", given=positives, usable=allowed), 0.2)
+        return pool.add(Block(Items(), "in_batch", given=negatives, usable=keep))
+
+    found = InfoNCE(label_smoothing=smoothing, null_positive=0.35)(pool_with(given, usable))
+    filled, allowed = given.clone(), usable.clone()
+    filled[1, 0], allowed[1, 0] = 0.35, True
+    expected = InfoNCE(label_smoothing=smoothing)(pool_with(filled, allowed))
+    torch.testing.assert_close(found[0], expected[0])
+    assert int(found[1]) == int(expected[1]) == 3
+    for ours, theirs in zip(
+        torch.autograd.grad(found[0], negatives), torch.autograd.grad(expected[0], negatives), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gradient_of_the_null_positive_is_that_of_finite_differences() -> None:
+    pool = InBatch()(random_pool(0, "labelled", dtype=torch.float64, anchors=4))  # two anchors have no positive
+    vectors = pool.anchors.embeddings.detach().requires_grad_()
+
+    def value(anchors: Tensor, temperature: Tensor) -> Tensor:
+        free = replace(pool, anchors=replace(pool.anchors, embeddings=anchors), temperature=temperature, memo={})
+        total, count = InfoNCE(null_positive=0.3)(free)
+        return total / count
+
+    assert torch.autograd.gradcheck(value, (vectors, torch.tensor(0.6, dtype=torch.float64, requires_grad=True)))
+    assert int(InfoNCE(null_positive=0.3)(pool)[1]) == 4
+
+
 @st.composite
 def scores(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     """Positive (B, 1), negatives (B, N), usable (B, N): cosines, with ties."""
@@ -220,6 +270,8 @@ def test_messages() -> None:
         InfoNCE(0)
     with pytest.raises(ValueError, match="wants a positive number"):
         InfoNCE(float("nan"))
+    with pytest.raises(ValueError, match=r"InfoNCE\(null_positive=inf\): a similarity, so a finite number"):
+        InfoNCE(null_positive=float("inf"))
 
 
 def test_fixed_and_learned_temperatures() -> None:
