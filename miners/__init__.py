@@ -20,7 +20,9 @@ from miners.base import (
     TrainingTable,
 )
 from miners.cet import CET
+from miners.cluster_negatives import ClusterNegatives
 from miners.debiased import Debiased
+from miners.family_batches import FamilyBatches
 from miners.gist import GIST
 from miners.hardness_concentration import HardnessConcentration
 from miners.in_batch import InBatch
@@ -57,11 +59,13 @@ __all__ = [
     "BalancedClasses",
     "BatchMiner",
     "Block",
+    "ClusterNegatives",
     "CosFace",
     "Debiased",
     "Draw",
     "DrawnBatches",
     "FaissIndex",
+    "FamilyBatches",
     "HardnessConcentration",
     "InBatch",
     "Index",
