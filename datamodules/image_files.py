@@ -216,7 +216,7 @@ def open_files(path: Path) -> FolderFiles | ZipFiles:
     return FolderFiles(path) if path.is_dir() else ZipFiles(path)
 
 
-def decode(data: bytes, name: str, channels: int = 3, size: int | None = None) -> Tensor:
+def decode(data: bytes, name: str, channels: int = 3, size: int | tuple[int, int] | None = None) -> Tensor:
     """Unpack a picture -> (C, H, W) uint8.
 
     It is turned as its EXIF says. What is transparent becomes white. Grey of 16 bits is divided by 257, so that it
@@ -225,7 +225,7 @@ def decode(data: bytes, name: str, channels: int = 3, size: int | None = None) -
     Args:
         name: for messages.
         channels: 3 or 1.
-        size: both sides of the result, bicubic with antialiasing; None = as it is.
+        size: both sides of the result, or (height, width), bicubic with antialiasing; None = as it is.
 
     Raises:
         ValueError: it is no picture, is cut off, is too large to be one, or holds numbers without a range (float).
@@ -251,8 +251,10 @@ def decode(data: bytes, name: str, channels: int = 3, size: int | None = None) -
         over = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
     picture = picture.convert("RGB" if channels == 3 else "L")
-    if size is not None and picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     array = np.array(picture)  # a copy: the picture's own memory cannot be written to
     return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).contiguous()
 

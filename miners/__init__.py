@@ -30,9 +30,11 @@ from miners.margins import AdaFace, ArcFace, CosFace, MagFace
 from miners.memory_queue import MemoryQueue
 from miners.mined_on_refresh import MinedOnRefresh
 from miners.mochi import MoCHi
+from miners.neighbour_batches import GeoTable, NeighbourBatches, NeighbourTable, SimilarityTable
 from miners.ngame import NGAME
 from miners.no_duplicates import NoDuplicates
 from miners.perpendicular_negatives import PerpendicularNegatives
+from miners.places import Places
 from miners.pool import Block, Items, NegativePool, StepContext
 from miners.positive_aware import PositiveAware
 from miners.ragged import Ragged
@@ -65,6 +67,7 @@ __all__ = [
     "Draw",
     "DrawnBatches",
     "FaissIndex",
+    "GeoTable",
     "FamilyBatches",
     "HardnessConcentration",
     "InBatch",
@@ -77,8 +80,11 @@ __all__ = [
     "MoCHi",
     "NegativePool",
     "NegativeSource",
+    "NeighbourBatches",
+    "NeighbourTable",
     "NoDuplicates",
     "PerpendicularNegatives",
+    "Places",
     "PoolMiner",
     "PositiveAware",
     "Ragged",
@@ -86,6 +92,7 @@ __all__ = [
     "SelfBlocks",
     "ShardedIndex",
     "Shuffled",
+    "SimilarityTable",
     "StaticBank",
     "StaticNegatives",
     "StepContext",

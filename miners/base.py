@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from miners.draws import RowGenerator, generator_for
+from miners.places import Places
 from miners.ragged import Ragged
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ class TrainingTable:
         labels: (N,) int64 class of each row, -1 unknown, or None.
         anchor_names: external name of each anchor id (position = id), for tables that come from files; or None.
         document_names: external name of each document id (position = id), or None.
+        document_places: where each document id is (position = id), or None.
+        semi_positives: N lists of ids that are no positives of the row's anchor and must not be its negatives either
+            (a tile that overlaps with the right one), or None.
     """
 
     anchors: Tensor
@@ -88,6 +92,8 @@ class TrainingTable:
     labels: Tensor | None = None
     anchor_names: Sequence[str] | None = None
     document_names: Sequence[str] | None = None
+    document_places: Places | None = None
+    semi_positives: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.anchors)

@@ -19,7 +19,7 @@ from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.modules.base import ContrastiveModule
 from miners import BatchMiner, DrawnBatches, InBatch, NegativeSource, PoolMiner, Ragged, Shuffled, TrainingTable
 from miners.store import Store
-from tests.families import CLASSES, FAMILIES, ROWS, make_batch
+from tests.families import CLASSES, FAMILIES, ROWS, features, make_batch
 
 
 def public(kind: type) -> list[type]:
@@ -145,7 +145,9 @@ def test_batch_miner_cell(family, kind):
 def attached(kind: type[BatchMiner]) -> BatchMiner:
     miner = kind(batch_size=8)
     rows = torch.arange(ROWS)
-    miner.attach(TrainingTable(rows, Ragged.from_lists([[i] for i in range(ROWS)]), labels=rows % CLASSES))
+    places = miners.Places(features(10, ROWS, 2), "metres")
+    known = Ragged.from_lists([[i] for i in range(ROWS)])
+    miner.attach(TrainingTable(rows, known, labels=rows % CLASSES, document_places=places))
     return miner
 
 
