@@ -12,6 +12,11 @@ Triplets, n-tuples and other trainers' files (csv, tsv, jsonl, parquet) bring th
 them, and --mined-with says how they were mined, if you know:
   hardneg audit triplets.csv --model sentence-transformers/all-MiniLM-L6-v2
   hardneg audit minedHN.jsonl --model BAAI/bge-small-en-v1.5 --mined-with '{"first_rank": 11, "num_negatives": 15}'
+
+Two checkpoints, before one replaces the other: what does the new one break that the old one got right? With --far,
+pairs of pictures:
+  hardneg audit --checkpoint runs/new/model --against runs/old/model --folder data/scifact --html flips.html
+  hardneg audit --checkpoint runs/new/model --against runs/old/model --folder faces --pairs pairs.csv --far 0.01
 """
 
 from __future__ import annotations
@@ -19,11 +24,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hardneg.audit.flips import check_arguments, failures, run_flips, write_page
 from hardneg.audit.foreign import Columns, is_ours, read_foreign, scored_by
 from hardneg.audit.measure import audit, came_back, hide, opinion
 from hardneg.audit.page import as_html, as_text, hardest
@@ -48,10 +55,21 @@ HIDDEN_SHARE = 0.1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hardneg audit``."""
     add = parser.add_argument
-    add("table", type=Path, help="Parquet file of `hardneg mine` or `miners.mine`, or a file with texts of its own")
+    add(
+        "table",
+        type=Path,
+        nargs="?",
+        help="Parquet file of `hardneg mine` or `miners.mine`, or a file with texts of its own; none with --against",
+    )
     add("--folder", help="BEIR folder it was mined from: for texts, and for the false-negative rate")
-    add("--split", default="train", help="judgements it was mined with")
-    add("--checkpoint", help="text model that scores the table again: how stale is it?")
+    add("--split", help="judgements it was mined with, train if left out; with --against those compared on, test")
+    add("--checkpoint", help="text model that scores the table again: how stale is it? With --against: the new model")
+    add("--against", help="the old model: compare --checkpoint with it on --folder, and count what it breaks")
+    add("--cutoffs", type=int, nargs="+", default=[1, 10], help="with --against: found means among so many first")
+    add("--far", type=float, help="with --against: compare pairs of pictures at this false accept rate")
+    add("--pairs", help="with --far: list of pairs, as in docs/faces.md; drawn from the pictures if left out")
+    add("--size", type=int, default=112, help="with --far: sides in pixels that pictures are stretched to")
+    add("--max-negative-flip-rate", type=float, help="exit status 1 if a negative flip rate is above")
     add("--guide", help="text model that judges the negatives")
     add("--model", help="text model that scores a file which brings its own texts")
     add("--mined-with", type=json.loads, help="options of `hardneg mine` by which such a file was mined, as JSON")
@@ -74,7 +92,17 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         FileNotFoundError, ValueError: each text stands alone.
     """
+    check_arguments(args)
+    args.split = args.split or ("test" if args.against else "train")
     cache = EmbeddingCache(args.cache)
+    if args.against:
+        report, text, page = run_flips(args, cache)
+        print(text)
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+        if args.html:
+            write_page(args.html, page)
+        return _verdict(failures(report, args.max_negative_flip_rate))
     mined, inputs = read(args, cache)
     queries: dict[str, str] | None = None
     corpus: dict[str, str] | None = None
@@ -97,8 +125,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.html:
-        args.html.write_text(as_html(report, mined, hardest(mined, queries, corpus)), encoding="utf-8")
-        print(f"written: {args.html}")
+        write_page(args.html, as_html(report, mined, hardest(mined, queries, corpus)))
     failed = []
     if report["known_positives"] > args.max_known_positives:
         failed.append(f"{report['known_positives']} negatives are known positives")
@@ -108,6 +135,11 @@ def run(args: argparse.Namespace) -> int:
             failed.append("the false-negative rate could not be estimated")
         elif rate["rate"] > limit:
             failed.append(f"the false-negative rate {rate['rate']:.3f} is above {limit}")
+    return _verdict(failed)
+
+
+def _verdict(failed: Sequence[str]) -> int:
+    """Say which thresholds were passed; the exit status."""
     for reason in failed:
         print(f"FAILED: {reason}")
     return int(bool(failed))
