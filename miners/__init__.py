@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from miners.adore import ADORE
+from miners.augmented_negatives import AugmentedNegatives, Corruption, Resample
 from miners.balanced_classes import BalancedClasses
 from miners.base import (
     BatchMiner,
@@ -21,11 +22,13 @@ from miners.base import (
 )
 from miners.cet import CET
 from miners.cluster_negatives import ClusterNegatives
+from miners.cluster_weights import ClusterWeights
 from miners.debiased import Debiased
 from miners.family_batches import FamilyBatches
 from miners.gist import GIST
 from miners.hardness_concentration import HardnessConcentration
 from miners.in_batch import InBatch
+from miners.learned_weights import LearnedWeights
 from miners.margins import AdaFace, ArcFace, CosFace, MagFace
 from miners.memory_queue import MemoryQueue
 from miners.mined_on_refresh import MinedOnRefresh
@@ -58,21 +61,25 @@ __all__ = [
     "UNPG",
     "AdaFace",
     "ArcFace",
+    "AugmentedNegatives",
     "BalancedClasses",
     "BatchMiner",
     "Block",
     "ClusterNegatives",
+    "ClusterWeights",
+    "Corruption",
     "CosFace",
     "Debiased",
     "Draw",
     "DrawnBatches",
     "FaissIndex",
-    "GeoTable",
     "FamilyBatches",
+    "GeoTable",
     "HardnessConcentration",
     "InBatch",
     "Index",
     "Items",
+    "LearnedWeights",
     "MagFace",
     "MemoryQueue",
     "MinedNegatives",
@@ -88,6 +95,7 @@ __all__ = [
     "PoolMiner",
     "PositiveAware",
     "Ragged",
+    "Resample",
     "Row",
     "SelfBlocks",
     "ShardedIndex",

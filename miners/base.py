@@ -83,6 +83,8 @@ class TrainingTable:
         document_places: where each document id is (position = id), or None.
         semi_positives: N lists of ids that are no positives of the row's anchor and must not be its negatives either
             (a tile that overlaps with the right one), or None.
+        inputs: (N, F) numbers of each row, for sources that corrupt them; or None.
+        features: (F,) which columns of ``inputs`` are one feature (a category takes several), or None = each its own.
     """
 
     anchors: Tensor
@@ -94,6 +96,8 @@ class TrainingTable:
     document_names: Sequence[str] | None = None
     document_places: Places | None = None
     semi_positives: Ragged | None = None
+    inputs: Tensor | None = None
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.anchors)
@@ -105,6 +109,13 @@ class Draw(NamedTuple):
     ids: Tensor
     usable: Tensor
     tag: str
+
+
+class Corrupted(NamedTuple):
+    """Negatives made of a batch's own inputs: inputs (N, ...), and of which row of the batch each was made, (N,)."""
+
+    inputs: Any
+    rows: Tensor
 
 
 class NegativeSource(ABC):
@@ -126,6 +137,10 @@ class NegativeSource(ABC):
         Returns:
             ids (B, k) in ``space`` and usable (B, k): never a known positive of the row; unusable slots hold -1.
         """
+
+    def corrupt(self, inputs: Any, rows: Tensor, generator: RowGenerator) -> Corrupted | None:
+        """Make negatives of the raw ``inputs`` of ``rows`` (B,), in a worker; None where the source draws ids alone."""
+        return None
 
     def refresh(self, stores: Mapping[str, Store]) -> None:  # noqa: B027
         """Take fresh embeddings, one `Store` per space; the default keeps nothing."""

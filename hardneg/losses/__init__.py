@@ -4,6 +4,7 @@ from hardneg.losses.base import PoolLoss
 from hardneg.losses.distillation import FocalDistillation
 from hardneg.losses.info_nce import InfoNCE
 from hardneg.losses.ngame import NGAMEClassifierHinge, NGAMEHinge
+from hardneg.losses.pair_margin import PairMargin
 from hardneg.losses.pairwise import LambdaRank, PairwiseLogistic, TripletMargin
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "LambdaRank",
     "NGAMEClassifierHinge",
     "NGAMEHinge",
+    "PairMargin",
     "PairwiseLogistic",
     "PoolLoss",
     "TripletMargin",

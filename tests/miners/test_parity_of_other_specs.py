@@ -151,52 +151,6 @@ def test_spn4cir_t1(temperature: float, whole: float, in_batch: float, masked: f
         assert raw.grad is None
 
 
-# ---- MEOW: a pair that keeps falling into one cluster weighs less ---------------------------------------------------
-
-
-class ClusterWeights(PoolMiner):
-    """log of the share of clusterings that keep anchor and candidate apart; never apart = masked."""
-
-    def __init__(self, clusterings: Sequence[Sequence[int]]) -> None:
-        super().__init__()
-        self.clusterings = torch.tensor(clusterings)  # (M, things)
-
-    def forward(self, pool: NegativePool) -> NegativePool:
-        def apart(block: Block) -> Tensor:  # (B, N)
-            assert pool.anchors.ids is not None
-            assert block.items.ids is not None
-            own, other = self.clusterings[:, pool.anchors.ids], self.clusterings[:, block.items.ids]
-            return (own[:, :, None] != other[:, None, :]).double().mean(0)
-
-        pool = pool.mask(lambda scores, block: apart(block) == 0, reason="one_cluster")
-        return pool.weight(lambda scores, block: apart(block).clamp_min(0.25).log())
-
-
-def test_meow_t3() -> None:
-    a = table([[1, 0], [0.8, 0.6], [0, 1], [-1, 0.2]])
-    z = table([[0.9, 0.1], [0.6, 0.8], [0.2, 1], [-1, 0]])
-    pool = InBatch()(pairs(a, z, 0.5))
-    close(mean(InfoNCE(), pool), 0.583168)
-    weighted = ClusterWeights([[0, 0, 1, 1], [0, 1, 1, 2]])(pool)
-    close(cost(weighted), [0.370715, 0.568432, 0.466403, 0.140311])
-    close(mean(InfoNCE(), weighted), 0.386465)
-    same = ClusterWeights([[0, 0, 0, 0], [1, 1, 1, 1]])(pool)  # nobody is ever apart
-    assert same.count().tolist() == [0] * 4
-    close(cost(same), [0.0] * 4, digits=12)
-
-
-# ---- CLAN: corrupted copies as negatives, all clean ones as positives ------------------------------------------------
-
-
-def test_clan_t4() -> None:
-    clean = Items(table([[1, 0], [0.6, 0.8], [0.8, 0.6]]), torch.arange(3), space="flow")
-    corrupted = Items(table([[0, 1], [-0.6, 0.8], [0.6, 0.8]]), space="flow")
-    others = ~torch.eye(3, dtype=torch.bool)
-    pool = NegativePool(clean, Block(clean, "positive", usable=others), 0.2)
-    pool = pool.add(Block(corrupted, "generated"))
-    close(mean(InfoNCE(), pool), 1.087849)
-
-
 # ---- MMCLIP: each anchor's own list of negatives, of any length -----------------------------------------------------
 
 

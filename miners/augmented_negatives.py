@@ -1,0 +1,139 @@
+"""CLAN: corrupted copies of the rows themselves as negatives, a stand-in for what nobody has seen yet."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from miners.base import Corrupted, Draw, NegativeSource, TrainingTable
+from miners.draws import RowGenerator
+
+log = logging.getLogger(__name__)
+
+
+class Corruption(ABC):
+    """Makes of each row something that is no longer of its class. What leaves the class alone makes false negatives."""
+
+    def attach(self, table: TrainingTable) -> None:  # noqa: B027  (a corruption may need nothing)
+        """Learn the rows of the training set."""
+
+    @abstractmethod
+    def __call__(self, inputs: Tensor, rows: Tensor, generator: RowGenerator, copy: int) -> Tensor:
+        """A corrupted copy of ``inputs`` (B, ...), as a function of (seed, epoch, row, ``copy``)."""
+
+
+class Resample(Corruption):
+    """Draw a share of each row's features anew, independently of the others.
+
+    Each feature's own distribution stays nearly as it was; what a row breaks is how its features hang together.
+
+    Args:
+        share: probability that a feature is drawn anew, in (0, 1]. At least one is, in every row: an unchanged copy
+            would push a row away from its own class. A large share makes negatives that are easily told apart, a small
+            one such that nobody can tell.
+        law: what a number becomes. "uniform": between -spread and spread, for standardised features; "marginal": its
+            value in another training row; "zero": 0. A category becomes that of another training row in all three but
+            "zero".
+        spread: of the uniform law; 1.7, nearly the square root of 3, keeps a variance of 1.
+
+    Shapes:
+        (B, F) -> (B, F).
+
+    Source:
+        CLAN, arXiv 2509.06550, and its code (share 0.1). Differs: at least one feature; categories whole.
+    """
+
+    def __init__(
+        self, share: float = 0.1, law: Literal["uniform", "marginal", "zero"] = "uniform", spread: float = 1.7
+    ) -> None:
+        if not 0 < share <= 1 or not spread > 0:
+            raise ValueError(f"Resample(share={share}, spread={spread}): a share in (0, 1], a spread above 0.")
+        if law not in ("uniform", "marginal", "zero"):
+            raise ValueError(f"Resample(law='{law}'): wants 'uniform', 'marginal' or 'zero'.")
+        self.share, self.law, self.spread = share, law, spread
+        self._rows: Tensor | None = None  # (N, F) of the training set
+        self._feature: Tensor | None = None  # (F,) of each column
+        self._wide: Tensor | None = None  # columns of features that take several
+
+    def attach(self, table: TrainingTable) -> None:
+        if table.inputs is None or table.inputs.ndim != 2:
+            raise ValueError("Resample corrupts rows of numbers (N, F). For other inputs, write a Corruption.")
+        columns = table.inputs.shape[1]
+        self._rows = table.inputs
+        self._feature = torch.arange(columns) if table.features is None else table.features
+        width = torch.bincount(self._feature)
+        taken = width if self.law == "marginal" else width.where(width > 1, 0)
+        self._wide = (taken[self._feature] > 0).nonzero()[:, 0]
+        nothing = (1 - self.share) ** len(width)
+        if nothing > 0.01:
+            log.warning(
+                "Resample(share=%g): of %d features, none is drawn in %.0f %% of the rows, of which one is forced. A "
+                "larger share changes more rows by more than that.",
+                self.share,
+                len(width),
+                100 * nothing,
+            )
+
+    def __call__(self, inputs: Tensor, rows: Tensor, generator: RowGenerator, copy: int) -> Tensor:
+        if self._rows is None or self._feature is None or self._wide is None:
+            raise RuntimeError("Resample knows no rows yet: call attach(TrainingTable(...)), as data modules do.")
+        number = int(self._feature.max()) + 1
+        start = 2 * number * copy
+        tickets, values = generator.uniform(rows, start + 2 * number)[:, start:].split(number, 1)  # (B, number) each
+        changed = (tickets < self.share) | (tickets == tickets.amin(1, keepdim=True))  # the lowest ticket always
+        if self.law == "uniform":
+            drawn = ((2 * values - 1) * self.spread).to(inputs.dtype)[:, self._feature]  # (B, F)
+        else:
+            drawn = torch.zeros_like(inputs)
+        if self.law != "zero" and len(self._wide):
+            others = (values * len(self._rows)).long()[:, self._feature[self._wide]]  # (B, wide)
+            drawn[:, self._wide] = self._rows[others, self._wide].to(inputs.dtype)
+        return torch.where(changed[:, self._feature], drawn, inputs)
+
+
+class AugmentedNegatives(NegativeSource):
+    """Corrupt each row's own inputs, and let the copies be its negatives.
+
+    For data of one class alone, whose rows are positives of each other (`hardneg.modules.TabularModule`): copies that
+    have left the class stand for the attacks, faults and frauds that nobody could show in training. `InBatch` pushes
+    every row away from all copies of the batch, as published, or with ``drawn: own`` from those of its own alone.
+
+    Copies have no id, since no data set holds them. They are made in the worker, as a function of (seed, epoch, row).
+
+    Args:
+        corruption: None = `Resample()`.
+        per_anchor: copies of each row.
+
+    Raises:
+        ValueError: fewer than one copy; a training set that the corruption cannot use.
+
+    Source:
+        CLAN, Wilkie et al., arXiv 2509.06550.
+    """
+
+    def __init__(self, corruption: Corruption | None = None, per_anchor: int = 1) -> None:
+        if per_anchor < 1:
+            raise ValueError(f"AugmentedNegatives(per_anchor={per_anchor}): wants at least 1.")
+        self.corruption = Resample() if corruption is None else corruption
+        self.per_anchor = per_anchor
+
+    def attach(self, table: TrainingTable) -> None:
+        if table.inputs is None:
+            raise ValueError(
+                "AugmentedNegatives corrupts what a row is made of, and this data module does not hand that over. Use "
+                "datamodules.TabularData, or take AugmentedNegatives out of data.init_args.sources."
+            )
+        self.corruption.attach(table)
+
+    def draw(self, rows: Tensor, positives: Tensor, epoch: int, generator: RowGenerator) -> Draw:
+        nobody = rows.new_empty(len(rows), 0)
+        return Draw(nobody, nobody.bool(), "augmented")
+
+    def corrupt(self, inputs: Tensor, rows: Tensor, generator: RowGenerator) -> Corrupted:
+        copies = [self.corruption(inputs, rows, generator, copy) for copy in range(self.per_anchor)]
+        place = torch.arange(len(rows)).repeat(self.per_anchor)
+        return Corrupted(torch.cat(copies), place)

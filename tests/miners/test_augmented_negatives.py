@@ -1,0 +1,157 @@
+"""CLAN's corrupted copies: the law they follow (T7), the pool form (T4), and that no copy is unchanged."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hardneg.losses import InfoNCE
+from miners import AugmentedNegatives, Block, InBatch, Items, NegativePool, NegativeSource, Ragged, Resample
+from miners import TrainingTable as Table
+from miners.augmented_negatives import Corruption
+from miners.draws import RowGenerator
+from miners.testing import NegativeSourceContract
+
+
+def table(inputs: Tensor, features: Tensor | None = None) -> Table:
+    rows = torch.arange(len(inputs))
+    return Table(rows, Ragged.from_lists([[row] for row in rows.tolist()]), inputs=inputs, features=features)
+
+
+def normal(rows: int, columns: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def copies(source: AugmentedNegatives, inputs: Tensor, rows: Tensor, epoch: int = 0, seed: int = 0) -> Tensor:
+    made = source.corrupt(inputs[rows], rows, RowGenerator(seed, epoch))
+    return made.inputs
+
+
+class TestAugmentedNegatives(NegativeSourceContract):
+    random = False  # it draws no ids
+
+    def make(self, table: Table) -> NegativeSource:
+        return AugmentedNegatives()
+
+    def _ready(self, table: Table) -> NegativeSource:
+        return super()._ready(replace(table, inputs=normal(len(table), 3)))
+
+
+# ---- the specification's numbers -------------------------------------------------------------------------------------
+
+
+def test_t4_all_clean_rows_are_positives_one_at_a_time() -> None:
+    clean = Items(torch.tensor([[1, 0], [0.6, 0.8], [0.8, 0.6]], dtype=torch.float64), torch.arange(3), space="row")
+    corrupted = Items(torch.tensor([[0, 1], [-0.6, 0.8], [0.6, 0.8]], dtype=torch.float64), space="row")
+    others = ~torch.eye(3, dtype=torch.bool)
+    pool = NegativePool(clean, Block(clean, "positive", usable=others), 0.2, sides={"drawn": corrupted})
+    total, count = InfoNCE()(InBatch()(pool))
+    assert float(total / count) == pytest.approx(1.087849, abs=1e-6)
+
+
+def test_t7_margins_stay_and_dependence_goes() -> None:
+    x = normal(100_000, 30)
+    x[:, 1] = 0.9 * x[:, 0] + 0.19**0.5 * x[:, 1]
+    source = AugmentedNegatives(Resample(0.1, spread=3**0.5))
+    source.attach(table(x))
+    made = copies(source, x, torch.arange(len(x)))[:, :2]
+    assert made.mean(0).tolist() == pytest.approx([0, 0], abs=0.01)
+    assert made.var(0).tolist() == pytest.approx([1, 1], abs=0.02)
+    assert float(torch.corrcoef(made.T)[0, 1]) == pytest.approx(0.9**2 * 0.9, abs=0.01)
+
+
+# ---- laws ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.001, 1.0), st.sampled_from(["uniform", "marginal", "zero"]), st.integers(1, 6), st.integers(1, 3))
+def test_every_copy_is_changed_and_nothing_else_is(share: float, law: str, columns: int, per_anchor: int) -> None:
+    x = normal(9, columns, seed=columns)
+    source = AugmentedNegatives(Resample(share, law), per_anchor)  # type: ignore[arg-type]
+    source.attach(table(x))
+    rows = torch.arange(9)
+    before = x.clone()
+    made = source.corrupt(x, rows, RowGenerator(1, 2))
+    assert torch.equal(x, before)
+    assert made.rows.tolist() == list(range(9)) * per_anchor
+    changed = (made.inputs != x.repeat(per_anchor, 1)).sum(1)
+    if law != "marginal":  # another row may have the same value: this one itself
+        assert bool((changed >= 1).all())
+    if share == 1:
+        assert law == "marginal" or bool((changed == columns).all())
+    assert torch.equal(source.corrupt(x, rows, RowGenerator(1, 2)).inputs, made.inputs)
+
+
+def test_a_copy_is_a_function_of_seed_epoch_and_row() -> None:
+    x = normal(30, 5)
+    source = AugmentedNegatives(Resample(0.5, "marginal"), per_anchor=2)
+    source.attach(table(x))
+    whole = copies(source, x, torch.arange(30)).view(2, 30, 5)
+    order = torch.tensor([7, 2, 29])
+    assert torch.equal(copies(source, x, order).view(2, 3, 5), whole[:, order])
+    assert not torch.equal(whole[0], whole[1])
+    assert not torch.equal(copies(source, x, torch.arange(30), epoch=1), whole.flatten(0, 1))
+    assert not torch.equal(copies(source, x, torch.arange(30), seed=1), whole.flatten(0, 1))
+
+
+def test_a_category_changes_as_a_whole() -> None:
+    codes = torch.randint(4, (200,), generator=torch.Generator().manual_seed(0))
+    x = torch.cat([normal(200, 1), torch.eye(4)[codes]], 1)
+    source = AugmentedNegatives(Resample(0.5))
+    source.attach(table(x, torch.tensor([0, 1, 1, 1, 1])))
+    made = copies(source, x, torch.arange(200))
+    assert bool((made[:, 1:].sum(1) == 1).all())  # one value each, none in between
+    assert 20 < int((made[:, 1:] != x[:, 1:]).any(1).sum()) < 120
+    numbers = made[:, 0] != x[:, 0]
+    assert bool((made[numbers, 0].abs() <= 1.7).all())
+
+
+def test_marginal_takes_values_that_there_are() -> None:
+    x = normal(50, 3)
+    source = AugmentedNegatives(Resample(1.0, "marginal"))
+    source.attach(table(x))
+    made = copies(source, x, torch.arange(50))
+    assert all(bool(torch.isin(made[:, at], x[:, at]).all()) for at in range(3))
+
+
+def test_a_corruption_of_ones_own() -> None:
+    class Negate(Corruption):
+        def __call__(self, inputs: Tensor, rows: Tensor, generator: RowGenerator, copy: int) -> Tensor:
+            return -inputs
+
+    source = AugmentedNegatives(Negate())
+    windows = normal(4, 6).view(4, 3, 2)
+    source.attach(table(windows))
+    assert torch.equal(copies(source, windows, torch.arange(4)), -windows)
+
+
+# ---- messages --------------------------------------------------------------------------------------------------------
+
+
+def test_few_features_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        Resample(0.1).attach(table(normal(5, 72)))
+        assert not caplog.records
+        Resample(0.1).attach(table(normal(5, 6)))
+    assert "of 6 features, none is drawn in 53 % of the rows" in caplog.text
+
+
+def test_messages() -> None:
+    with pytest.raises(ValueError, match=r"Resample\(share=0, spread=1.7\): a share in \(0, 1\]"):
+        Resample(0)
+    with pytest.raises(ValueError, match="wants 'uniform', 'marginal' or 'zero'"):
+        Resample(law="gauss")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="wants at least 1"):
+        AugmentedNegatives(per_anchor=0)
+    with pytest.raises(ValueError, match=r"this data module does not hand that over. Use datamodules.TabularData"):
+        AugmentedNegatives().attach(replace(table(normal(2, 2)), inputs=None))
+    with pytest.raises(ValueError, match="For other inputs, write a Corruption"):
+        AugmentedNegatives().attach(table(normal(4, 6).view(4, 3, 2)))
+    with pytest.raises(RuntimeError, match="knows no rows yet"):
+        copies(AugmentedNegatives(), normal(2, 2), torch.arange(2))
