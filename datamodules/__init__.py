@@ -4,6 +4,7 @@ from datamodules.batch import Batch
 from datamodules.distant import DistantLabelsData
 from datamodules.extreme import ExtremeData
 from datamodules.faces import FacesData
+from datamodules.geo import GeoData
 from datamodules.har import HARData
 from datamodules.pairs import PairsData
 from datamodules.retrieval import RetrievalData
@@ -14,6 +15,7 @@ __all__ = [
     "DistantLabelsData",
     "ExtremeData",
     "FacesData",
+    "GeoData",
     "HARData",
     "PairsData",
     "RetrievalData",

@@ -2,6 +2,7 @@
 
 from hardneg.metrics.classification import ClassMeasures, accuracy_and_macro_f1, evaluate_classes, linear_probe
 from hardneg.metrics.flips import NegativeFlipRate, first_relevant
+from hardneg.metrics.geo import GeoMeasures, evaluate_geo, rank_references
 from hardneg.metrics.retrieval import RetrievalMeasures, evaluate_retrieval
 from hardneg.metrics.steering import SteeringMeasures, evaluate_steering
 from hardneg.metrics.verification import (
@@ -15,17 +16,20 @@ from hardneg.metrics.verification import (
 __all__ = [
     "ClassMeasures",
     "FaceMeasures",
+    "GeoMeasures",
     "NegativeFlipRate",
     "RetrievalMeasures",
     "SteeringMeasures",
     "accuracy_and_macro_f1",
     "evaluate_classes",
     "evaluate_faces",
+    "evaluate_geo",
     "evaluate_retrieval",
     "evaluate_steering",
     "first_relevant",
     "fold_accuracy",
     "identification_ranks",
     "linear_probe",
+    "rank_references",
     "tar_at_far",
 ]
