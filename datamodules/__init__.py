@@ -8,6 +8,7 @@ from datamodules.geo import GeoData
 from datamodules.har import HARData
 from datamodules.pairs import PairsData
 from datamodules.retrieval import RetrievalData
+from datamodules.tabular import TabularData
 from datamodules.two_crops import TwoCropsData
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "HARData",
     "PairsData",
     "RetrievalData",
+    "TabularData",
     "TwoCropsData",
 ]

@@ -34,7 +34,7 @@ class Resample(Corruption):
     Args:
         share: probability that a feature is drawn anew, in (0, 1]. At least one is, in every row: an unchanged copy
             would push a row away from its own class. A large share makes negatives that are easily told apart, a small
-            one such that nobody can tell.
+            one such that nobody can tell. What is the same in all training rows stays: it would tell a copy at once.
         law: what a number becomes. "uniform": between -spread and spread, for standardised features; "marginal": its
             value in another training row; "zero": 0. A category becomes that of another training row in all three but
             "zero".
@@ -44,7 +44,8 @@ class Resample(Corruption):
         (B, F) -> (B, F).
 
     Source:
-        CLAN, arXiv 2509.06550, and its code (share 0.1). Differs: at least one feature; categories whole.
+        CLAN, arXiv 2509.06550, and its code (share 0.1). Differs: at least one feature becomes another; categories
+        whole; constants stay.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class Resample(Corruption):
         self.share, self.law, self.spread = share, law, spread
         self._rows: Tensor | None = None  # (N, F) of the training set
         self._feature: Tensor | None = None  # (F,) of each column
-        self._wide: Tensor | None = None  # columns of features that take several
+        self._wide: Tensor | None = None  # columns whose values are those of other rows
+        self._constant: Tensor | None = None  # (F,) columns that are alike in all rows
 
     def attach(self, table: TrainingTable) -> None:
         if table.inputs is None or table.inputs.ndim != 2:
@@ -65,26 +67,27 @@ class Resample(Corruption):
         columns = table.inputs.shape[1]
         self._rows = table.inputs
         self._feature = torch.arange(columns) if table.features is None else table.features
+        self._constant = (table.inputs == table.inputs[:1]).all(0)
         width = torch.bincount(self._feature)
         taken = width if self.law == "marginal" else width.where(width > 1, 0)
         self._wide = (taken[self._feature] > 0).nonzero()[:, 0]
-        nothing = (1 - self.share) ** len(width)
+        varied = len(self._feature[~self._constant].unique())
+        nothing = (1 - self.share) ** varied
         if nothing > 0.01:
             log.warning(
-                "Resample(share=%g): of %d features, none is drawn in %.0f %% of the rows, of which one is forced. A "
-                "larger share changes more rows by more than that.",
+                "Resample(share=%g): of %d features that vary, none is drawn in %.0f %% of the rows, of which one is "
+                "forced. A larger share changes more rows by more than that.",
                 self.share,
-                len(width),
+                varied,
                 100 * nothing,
             )
 
     def __call__(self, inputs: Tensor, rows: Tensor, generator: RowGenerator, copy: int) -> Tensor:
-        if self._rows is None or self._feature is None or self._wide is None:
+        if self._rows is None or self._feature is None or self._wide is None or self._constant is None:
             raise RuntimeError("Resample knows no rows yet: call attach(TrainingTable(...)), as data modules do.")
         number = int(self._feature.max()) + 1
         start = 2 * number * copy
         tickets, values = generator.uniform(rows, start + 2 * number)[:, start:].split(number, 1)  # (B, number) each
-        changed = (tickets < self.share) | (tickets == tickets.amin(1, keepdim=True))  # the lowest ticket always
         if self.law == "uniform":
             drawn = ((2 * values - 1) * self.spread).to(inputs.dtype)[:, self._feature]  # (B, F)
         else:
@@ -92,6 +95,11 @@ class Resample(Corruption):
         if self.law != "zero" and len(self._wide):
             others = (values * len(self._rows)).long()[:, self._feature[self._wide]]  # (B, wide)
             drawn[:, self._wide] = self._rows[others, self._wide].to(inputs.dtype)
+        drawn = torch.where(self._constant, inputs, drawn)
+        # the lowest ticket always, of the features that become another: a category may be drawn as what it was
+        other = torch.zeros(len(rows), number).index_add_(1, self._feature, (drawn != inputs).float()) > 0
+        eligible = tickets.where(other, 2.0)
+        changed = (tickets < self.share) | ((eligible == eligible.amin(1, keepdim=True)) & other)
         return torch.where(changed[:, self._feature], drawn, inputs)
 
 

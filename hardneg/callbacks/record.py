@@ -69,7 +69,10 @@ class RecordNegatives(pl.Callback):
                 if not there or block.items.ids is None:
                     continue
                 ids = block.items.ids
-                (text,) = texts([int(ids[column] if ids.ndim == 1 else ids[row, column])], block.items.space)
+                named = int(ids[column] if ids.ndim == 1 else ids[row, column])
+                if named < 0:  # made for this batch: no data set has a text of it
+                    continue
+                (text,) = texts([named], block.items.space)
                 negatives.append({"text": text, "score": score, "origin": block.origin})
             assert anchors.ids is not None
             assert positives.ids is not None

@@ -11,6 +11,7 @@ from hardneg.encoders.signals import (
     SkeletonCooccurrence,
     load_signals,
 )
+from hardneg.encoders.tabular import RawFeatures, TabularEncoder, load_tabular
 from hardneg.encoders.text import TextEncoder
 
 __all__ = [
@@ -22,12 +23,15 @@ __all__ = [
     "InertialConvolutions",
     "InertialTransformer",
     "PairScorer",
+    "RawFeatures",
     "SignalEncoder",
     "SkeletonCooccurrence",
+    "TabularEncoder",
     "TextEncoder",
     "TorchvisionBackbone",
     "WordOverlap",
     "load_images",
     "load_signals",
+    "load_tabular",
     "merge",
 ]

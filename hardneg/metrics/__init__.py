@@ -1,5 +1,6 @@
 """The protocols by which each family is evaluated."""
 
+from hardneg.metrics.anomaly import AnomalyMeasures, evaluate_anomalies
 from hardneg.metrics.classification import ClassMeasures, accuracy_and_macro_f1, evaluate_classes, linear_probe
 from hardneg.metrics.flips import NegativeFlipRate, first_relevant
 from hardneg.metrics.geo import GeoMeasures, evaluate_geo, rank_references
@@ -14,6 +15,7 @@ from hardneg.metrics.verification import (
 )
 
 __all__ = [
+    "AnomalyMeasures",
     "ClassMeasures",
     "FaceMeasures",
     "GeoMeasures",
@@ -21,6 +23,7 @@ __all__ = [
     "RetrievalMeasures",
     "SteeringMeasures",
     "accuracy_and_macro_f1",
+    "evaluate_anomalies",
     "evaluate_classes",
     "evaluate_faces",
     "evaluate_geo",

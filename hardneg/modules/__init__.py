@@ -7,6 +7,7 @@ from hardneg.modules.har import HARModule
 from hardneg.modules.moco import MoCoModule
 from hardneg.modules.reranking import RerankingModule
 from hardneg.modules.retrieval import RetrievalModule
+from hardneg.modules.tabular import TabularModule
 
 __all__ = [
     "ContrastiveModule",
@@ -16,4 +17,5 @@ __all__ = [
     "MoCoModule",
     "RerankingModule",
     "RetrievalModule",
+    "TabularModule",
 ]

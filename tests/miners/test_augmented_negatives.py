@@ -112,6 +112,17 @@ def test_a_category_changes_as_a_whole() -> None:
     assert bool((made[numbers, 0].abs() <= 1.7).all())
 
 
+def test_constants_stay_and_a_category_drawn_as_it_was_is_no_change() -> None:
+    codes = (torch.arange(200) % 20 == 0).long()
+    x = torch.cat([torch.full((200, 1), 7.0), torch.eye(2)[codes], normal(200, 1)], 1)
+    source = AugmentedNegatives(Resample(0.001))
+    source.attach(table(x, torch.tensor([0, 1, 1, 2])))
+    made = copies(source, x, torch.arange(200))
+    assert bool((made[:, 0] == 7).all())
+    assert bool((made != x).any(1).all())
+    assert 0 < int((made[:, 1] != x[:, 1]).sum()) < 60
+
+
 def test_marginal_takes_values_that_there_are() -> None:
     x = normal(50, 3)
     source = AugmentedNegatives(Resample(1.0, "marginal"))
@@ -139,7 +150,7 @@ def test_few_features_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
         Resample(0.1).attach(table(normal(5, 72)))
         assert not caplog.records
         Resample(0.1).attach(table(normal(5, 6)))
-    assert "of 6 features, none is drawn in 53 % of the rows" in caplog.text
+    assert "of 6 features that vary, none is drawn in 53 % of the rows" in caplog.text
 
 
 def test_messages() -> None:
