@@ -1,6 +1,7 @@
 """Data modules: standard files in, `Batch` out; one `LightningDataModule` per kind of task."""
 
 from datamodules.batch import Batch
+from datamodules.cir import CIRCOData, CIRRData, FashionIQData, TripletsData
 from datamodules.distant import DistantLabelsData
 from datamodules.extreme import ExtremeData
 from datamodules.faces import FacesData
@@ -13,13 +14,17 @@ from datamodules.two_crops import TwoCropsData
 
 __all__ = [
     "Batch",
+    "CIRCOData",
+    "CIRRData",
     "DistantLabelsData",
     "ExtremeData",
     "FacesData",
+    "FashionIQData",
     "GeoData",
     "HARData",
     "PairsData",
     "RetrievalData",
     "TabularData",
+    "TripletsData",
     "TwoCropsData",
 ]

@@ -512,6 +512,8 @@ class NegativePool:
                     f"anchors of space '{left.space}' have {a.shape[-1]} dims, candidates of space '{right.space}' "
                     f"{b.shape[-1]}: they cannot be compared."
                 )
+            dtype = torch.promote_types(a.dtype, b.dtype)  # a store holds float32, whatever the encoder computes in
+            a, b = a.to(dtype), b.to(dtype)
             with torch.autocast(a.device.type, enabled=False):  # autocast would multiply in half precision
                 product = a @ b.T if b.ndim == 2 else torch.einsum("bd,bnd->bn", a, b)
             memo[key] = (left, right, product)  # the items too: an id may not be used again while it is a key

@@ -2,6 +2,7 @@
 
 from hardneg.callbacks.activities import DrawActivities
 from hardneg.callbacks.audit import AuditNegatives
+from hardneg.callbacks.composed import DrawRetrievals
 from hardneg.callbacks.faces import DrawFaces
 from hardneg.callbacks.probe import ProbeClasses
 from hardneg.callbacks.record import RecordNegatives
@@ -15,6 +16,7 @@ __all__ = [
     "AuditNegatives",
     "DrawActivities",
     "DrawFaces",
+    "DrawRetrievals",
     "MeasureWaiting",
     "ProbeClasses",
     "RecordNegatives",

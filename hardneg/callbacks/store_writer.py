@@ -41,7 +41,8 @@ class WriteStores(BasePredictionWriter):
         for batches in loaders:
             space = batches[0].space
             vectors = torch.cat([items.embeddings for items in batches])
-            if getattr(pl_module, "similarity", "cosine") == "cosine":
+            raw = space in getattr(pl_module, "raw_spaces", ())
+            if getattr(pl_module, "similarity", "cosine") == "cosine" and not raw:
                 vectors = torch.nn.functional.normalize(vectors, dim=1)
             ids = torch.cat([items.ids for items in batches])
             names: Any = trainer.datamodule.names(space)  # type: ignore[attr-defined]

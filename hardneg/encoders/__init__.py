@@ -1,6 +1,15 @@
 """Encoders: raw inputs in, vectors out."""
 
 from hardneg.encoders.base import Encoder
+from hardneg.encoders.clip import CLIPEncoder
+from hardneg.encoders.composed import (
+    CLIP4CirCombiner,
+    Combiner,
+    ComposedEncoder,
+    SumCombiner,
+    TIRGGate,
+    load_composed,
+)
 from hardneg.encoders.cross import CrossEncoder, PairScorer, WordOverlap
 from hardneg.encoders.images import ImageBackbone, ImageEncoder, IRResNet, TorchvisionBackbone, load_images
 from hardneg.encoders.merge import merge
@@ -15,6 +24,10 @@ from hardneg.encoders.tabular import RawFeatures, TabularEncoder, load_tabular
 from hardneg.encoders.text import TextEncoder
 
 __all__ = [
+    "CLIP4CirCombiner",
+    "CLIPEncoder",
+    "Combiner",
+    "ComposedEncoder",
     "CrossEncoder",
     "Encoder",
     "IRResNet",
@@ -26,10 +39,13 @@ __all__ = [
     "RawFeatures",
     "SignalEncoder",
     "SkeletonCooccurrence",
+    "SumCombiner",
+    "TIRGGate",
     "TabularEncoder",
     "TextEncoder",
     "TorchvisionBackbone",
     "WordOverlap",
+    "load_composed",
     "load_images",
     "load_signals",
     "load_tabular",

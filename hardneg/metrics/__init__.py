@@ -1,6 +1,7 @@
 """The protocols by which each family is evaluated."""
 
 from hardneg.metrics.anomaly import AnomalyMeasures, evaluate_anomalies
+from hardneg.metrics.cir import CIRMeasures, evaluate_cir
 from hardneg.metrics.classification import ClassMeasures, accuracy_and_macro_f1, evaluate_classes, linear_probe
 from hardneg.metrics.flips import NegativeFlipRate, first_relevant
 from hardneg.metrics.geo import GeoMeasures, evaluate_geo, rank_references
@@ -16,6 +17,7 @@ from hardneg.metrics.verification import (
 
 __all__ = [
     "AnomalyMeasures",
+    "CIRMeasures",
     "ClassMeasures",
     "FaceMeasures",
     "GeoMeasures",
@@ -24,6 +26,7 @@ __all__ = [
     "SteeringMeasures",
     "accuracy_and_macro_f1",
     "evaluate_anomalies",
+    "evaluate_cir",
     "evaluate_classes",
     "evaluate_faces",
     "evaluate_geo",

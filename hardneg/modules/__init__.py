@@ -1,6 +1,7 @@
 """Lightning modules, one per family."""
 
 from hardneg.modules.base import ContrastiveModule
+from hardneg.modules.cir import CIRModule
 from hardneg.modules.extreme import ExtremeModule
 from hardneg.modules.face import FaceModule
 from hardneg.modules.har import HARModule
@@ -10,6 +11,7 @@ from hardneg.modules.retrieval import RetrievalModule
 from hardneg.modules.tabular import TabularModule
 
 __all__ = [
+    "CIRModule",
     "ContrastiveModule",
     "ExtremeModule",
     "FaceModule",
