@@ -18,8 +18,9 @@ import miners
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.modules.base import ContrastiveModule
 from miners import BatchMiner, DrawnBatches, InBatch, NegativeSource, PoolMiner, Ragged, Shuffled, TrainingTable
+from miners.draws import RowGenerator
 from miners.store import Store
-from tests.families import CLASSES, FAMILIES, ROWS, features, make_batch
+from tests.families import CLASSES, DIM, FAMILIES, FEATURES, ROWS, features, make_batch
 
 
 def public(kind: type) -> list[type]:
@@ -53,6 +54,13 @@ def build(kind: type):
         return kind(labels=labels, num_negatives=1, mix=0.0)
     if kind is miners.CET:
         return kind(origins=None)
+    if kind is miners.ClusterWeights:
+        spaces = ("query", "document", "image", "class")
+        miner = kind((2, 3))
+        miner.refresh({space: Store(features(13, 500, 3).float(), space=space) for space in spaces})
+        return miner
+    if kind is miners.LearnedWeights:
+        return kind(dim=DIM)
     return kind()
 
 
@@ -147,13 +155,14 @@ def attached(kind: type[BatchMiner]) -> BatchMiner:
     rows = torch.arange(ROWS)
     places = miners.Places(features(10, ROWS, 2), "metres")
     known = Ragged.from_lists([[i] for i in range(ROWS)])
-    miner.attach(TrainingTable(rows, known, labels=rows % CLASSES, document_places=places))
+    inputs = features(14, ROWS, FEATURES)
+    miner.attach(TrainingTable(rows, known, labels=rows % CLASSES, document_places=places, inputs=inputs))
     return miner
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("kind", public(NegativeSource), ids=lambda c: c.__name__)
-def test_source_cell(family, kind):
+def test_source_cell(family, kind, monkeypatch):
     source = build(kind)
     if source.needs - family.provides:
         assert "drawn" not in family.provides
@@ -164,8 +173,14 @@ def test_source_cell(family, kind):
     source.refresh({"query": Store(vectors[:ROWS]), "document": Store(vectors, 300 + torch.arange(100 + ROWS))})
     rows = next(iter(DrawnBatches(miner, [source])))
     drawn = {negative for row in rows for negative in row.negatives}
-    assert drawn
+    index = torch.tensor([row.index for row in rows])
+    made = source.corrupt(miner.table.inputs[index], index, RowGenerator(0, 0))
+    assert drawn or made is not None
     assert all(300 <= negative < 300 + 100 + ROWS for negative in drawn)
+    if made is not None:  # copies that no data set holds take the place of what is drawn by id
+        batch = make_batch()
+        batch.inputs["drawn"] = source.corrupt(batch.inputs["document"], batch.rows, RowGenerator(0, 0)).inputs
+        monkeypatch.setattr("tests.test_matrix.make_batch", lambda rows=None: batch)
     with_drawn, _, gradients = step(family([InBatch()], InfoNCE()))
     without, _, _ = step(family([InBatch(drawn="none")], InfoNCE()))
     assert not torch.equal(with_drawn, without)

@@ -199,7 +199,15 @@ def test_every_overlay_trains_a_step(overlay, arguments, tmp_path, sample_folder
         overlay = changed(
             overlay, tmp_path, "child: _id\n          parent: parents\n          name: label\n          ", ""
         )
+    if overlay.stem == "cluster_weights":  # of the sample's 12 documents
+        overlay = changed(overlay, tmp_path, "[10, 30]", "[2]")
+    if overlay.stem == "learned_weights":
+        overlay = changed(overlay, tmp_path, "dim: 384", "dim: 8")
     command = [*arguments, "--config", str(overlay), *more, "--trainer.max_steps=1", "--evaluate_start=false"]
+    if overlay.stem == "augmented_negatives":  # of rows of numbers; texts have none, and that is said
+        assert main(command) == 1
+        assert "AugmentedNegatives corrupts what a row is made of" in capsys.readouterr().err
+        return
     if overlay.stem == "balanced_classes":  # for pictures; queries have no classes, and that is said
         assert main([*command, "--data.batch_size=4"]) == 1
         assert "BalancedClasses needs the class of each row" in capsys.readouterr().err
