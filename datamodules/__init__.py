@@ -1,7 +1,9 @@
 """Data modules: standard files in, `Batch` out; one `LightningDataModule` per kind of task."""
 
 from datamodules.batch import Batch
+from datamodules.captions import CaptionsData
 from datamodules.cir import CIRCOData, CIRRData, FashionIQData, TripletsData
+from datamodules.diagrams import DiagramsData
 from datamodules.distant import DistantLabelsData
 from datamodules.extreme import ExtremeData
 from datamodules.faces import FacesData
@@ -16,6 +18,8 @@ __all__ = [
     "Batch",
     "CIRCOData",
     "CIRRData",
+    "CaptionsData",
+    "DiagramsData",
     "DistantLabelsData",
     "ExtremeData",
     "FacesData",

@@ -25,6 +25,7 @@ from miners.cluster_negatives import ClusterNegatives
 from miners.cluster_weights import ClusterWeights
 from miners.debiased import Debiased
 from miners.family_batches import FamilyBatches
+from miners.generated_negatives import GeneratedNegatives
 from miners.gist import GIST
 from miners.hardness_concentration import HardnessConcentration
 from miners.in_batch import InBatch
@@ -74,6 +75,7 @@ __all__ = [
     "DrawnBatches",
     "FaissIndex",
     "FamilyBatches",
+    "GeneratedNegatives",
     "GeoTable",
     "HardnessConcentration",
     "InBatch",

@@ -21,6 +21,8 @@ class InBatch(PoolMiner):
     Args:
         drawn: drawn negatives serve every anchor of the batch ("shared", as in STAR), only the row that drew them
             ("own"), or nobody ("none").
+        others: add the positives of the other anchors too. False leaves drawn negatives alone, as MMCLIP's loss does
+            (arXiv 2505.20152, section 3), whose own table has in-batch ones ahead.
 
     Shapes:
         Adds one block of (B, G) per side, and of (B, number drawn).
@@ -31,11 +33,14 @@ class InBatch(PoolMiner):
 
     needs = frozenset({"sides"})
 
-    def __init__(self, drawn: Literal["shared", "own", "none"] = "shared") -> None:
+    def __init__(self, drawn: Literal["shared", "own", "none"] = "shared", others: bool = True) -> None:
         super().__init__()
         if drawn not in ("shared", "own", "none"):
             raise ValueError(f"InBatch(drawn='{drawn}'): wants 'shared', 'own' or 'none'.")
+        if drawn == "none" and not others:
+            raise ValueError("InBatch(drawn='none', others=False) would add nothing. Leave it out of the chain.")
         self.drawn = drawn
+        self.others = others
 
     def forward(self, pool: NegativePool) -> NegativePool:
         present = [(side, pool.sides[side]) for side in SIDES if side in pool.sides]
@@ -44,6 +49,8 @@ class InBatch(PoolMiner):
         for side, candidates in present:
             block = candidates if isinstance(candidates, Block) else Block(candidates, SIDES[side])
             if side == "drawn" and (self.drawn == "none" or not len(block.items)):
+                continue
+            if side != "drawn" and not self.others:
                 continue
             if side == "drawn" and self.drawn == "own" and block.given is None:
                 block = replace(block, usable=_own_rows(pool, block.items))

@@ -52,6 +52,8 @@ def build(kind: type):
         for start in (0, 300, 400):
             labels[start : start + ROWS] = torch.arange(ROWS)
         return kind(labels=labels, num_negatives=1, mix=0.0)
+    if kind is miners.GeneratedNegatives:
+        return kind(Ragged.from_lists([[300 + row, 400 + row] for row in range(ROWS)]), space="document")
     if kind is miners.CET:
         return kind(origins=None)
     if kind is miners.ClusterWeights:

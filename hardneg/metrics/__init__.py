@@ -3,6 +3,7 @@
 from hardneg.metrics.anomaly import AnomalyMeasures, evaluate_anomalies
 from hardneg.metrics.cir import CIRMeasures, evaluate_cir
 from hardneg.metrics.classification import ClassMeasures, accuracy_and_macro_f1, evaluate_classes, linear_probe
+from hardneg.metrics.compositional import compositional_scores
 from hardneg.metrics.flips import NegativeFlipRate, first_relevant
 from hardneg.metrics.geo import GeoMeasures, evaluate_geo, rank_references
 from hardneg.metrics.retrieval import RetrievalMeasures, evaluate_retrieval
@@ -25,6 +26,7 @@ __all__ = [
     "RetrievalMeasures",
     "SteeringMeasures",
     "accuracy_and_macro_f1",
+    "compositional_scores",
     "evaluate_anomalies",
     "evaluate_cir",
     "evaluate_classes",

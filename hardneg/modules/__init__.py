@@ -1,6 +1,7 @@
 """Lightning modules, one per family."""
 
 from hardneg.modules.base import ContrastiveModule
+from hardneg.modules.captions import CaptionsModule
 from hardneg.modules.cir import CIRModule
 from hardneg.modules.extreme import ExtremeModule
 from hardneg.modules.face import FaceModule
@@ -12,6 +13,7 @@ from hardneg.modules.tabular import TabularModule
 
 __all__ = [
     "CIRModule",
+    "CaptionsModule",
     "ContrastiveModule",
     "ExtremeModule",
     "FaceModule",
