@@ -4,6 +4,7 @@ from hardneg.callbacks.activities import DrawActivities
 from hardneg.callbacks.audit import AuditNegatives
 from hardneg.callbacks.composed import DrawRetrievals
 from hardneg.callbacks.faces import DrawFaces
+from hardneg.callbacks.geo import DrawPlaces
 from hardneg.callbacks.probe import ProbeClasses
 from hardneg.callbacks.record import RecordNegatives
 from hardneg.callbacks.refresh import RefreshNegatives
@@ -16,6 +17,7 @@ __all__ = [
     "AuditNegatives",
     "DrawActivities",
     "DrawFaces",
+    "DrawPlaces",
     "DrawRetrievals",
     "MeasureWaiting",
     "ProbeClasses",

@@ -11,7 +11,14 @@ from hardneg.encoders.composed import (
     load_composed,
 )
 from hardneg.encoders.cross import CrossEncoder, PairScorer, WordOverlap
-from hardneg.encoders.images import ImageBackbone, ImageEncoder, IRResNet, TorchvisionBackbone, load_images
+from hardneg.encoders.images import (
+    ImageBackbone,
+    ImageEncoder,
+    IRResNet,
+    TimmBackbone,
+    TorchvisionBackbone,
+    load_images,
+)
 from hardneg.encoders.merge import merge
 from hardneg.encoders.signals import (
     InertialConvolutions,
@@ -22,6 +29,7 @@ from hardneg.encoders.signals import (
 )
 from hardneg.encoders.tabular import RawFeatures, TabularEncoder, load_tabular
 from hardneg.encoders.text import TextEncoder
+from hardneg.encoders.towers import Towers, load_towers
 
 __all__ = [
     "CLIP4CirCombiner",
@@ -43,11 +51,14 @@ __all__ = [
     "TIRGGate",
     "TabularEncoder",
     "TextEncoder",
+    "TimmBackbone",
     "TorchvisionBackbone",
+    "Towers",
     "WordOverlap",
     "load_composed",
     "load_images",
     "load_signals",
+    "load_towers",
     "load_tabular",
     "merge",
 ]

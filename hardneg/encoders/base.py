@@ -25,7 +25,12 @@ class Encoder(nn.Module, ABC):
     """Turns raw inputs of one kind into vectors.
 
     ``forward`` runs with gradient on one batch; ``embed`` runs without on any number of inputs.
+
+    Attributes:
+        one_space: all kinds go through the same weights, so that their vectors may be mixed.
     """
+
+    one_space: bool = True
 
     @property
     @abstractmethod

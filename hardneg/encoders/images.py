@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 import json
 from abc import abstractmethod
@@ -86,6 +87,49 @@ class TorchvisionBackbone(ImageBackbone):
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"weights": None}  # they are in the encoder's own file
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.network(pictures).flatten(1)
+
+
+class TimmBackbone(ImageBackbone):
+    """A network of timm without its classifier.
+
+    Args:
+        name: as in ``timm.create_model``: "convnext_base", "swin_tiny_patch4_window7_224", ...
+        weights: None = random; a file of that network's weights (.safetensors, or .pth), whose classifier is left out.
+            Nothing in a file is run.
+        channels: 3 = colour, 1 = grey.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: an unknown name, weights of another network.
+        FileNotFoundError: no such file of weights.
+    """
+
+    def __init__(self, name: str = "convnext_base", weights: str | None = None, channels: int = 3) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError(
+                "TimmBackbone needs timm, which is not installed. Run `pip install timm`, or use TorchvisionBackbone."
+            ) from error
+        self.name, self.weights, self.channels = name, weights, channels
+        _check_channels(self)
+        if not timm.is_model(name):
+            near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=8))
+            raise ValueError(f"TimmBackbone(name='{name}'): timm has no such network. Near it are: {near or 'none'}.")
+        network = timm.create_model(name, pretrained=False, num_classes=0)
+        self.num_features, self.smallest = int(network.num_features), 32
+        if weights is not None:
+            _load(network, _read_weights(weights), ignored=("head.", "fc.", "classifier."), of=weights)
+        if channels == 1:
+            _make_grey(network)
+        self.network = network
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"weights": None}
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.network(pictures).flatten(1)
@@ -438,4 +482,4 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], of: str, ignored: tupl
     module.load_state_dict(state, strict=False)
 
 
-BACKBONES: tuple[type[ImageBackbone], ...] = (IRResNet, TorchvisionBackbone)
+BACKBONES: tuple[type[ImageBackbone], ...] = (IRResNet, TimmBackbone, TorchvisionBackbone)

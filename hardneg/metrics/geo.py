@@ -149,7 +149,7 @@ def evaluate_geo(
     scores, ids = TorchIndex(references, device=str(device)).search(queries, min(DEPTH, number))
     errors = None
     if places is not None:
-        at = references.positions(ids[:, 0].cpu())
+        at = references.positions(ids[:, 0].cpu().contiguous())
         errors = places[0].distances(torch.arange(len(queries)), places[1], at)
         if bool(torch.isfinite(errors).all()):
             values[ERROR] = errors

@@ -5,6 +5,7 @@ from hardneg.modules.captions import CaptionsModule
 from hardneg.modules.cir import CIRModule
 from hardneg.modules.extreme import ExtremeModule
 from hardneg.modules.face import FaceModule
+from hardneg.modules.geo import GeoModule
 from hardneg.modules.har import HARModule
 from hardneg.modules.moco import MoCoModule
 from hardneg.modules.reranking import RerankingModule
@@ -17,6 +18,7 @@ __all__ = [
     "ContrastiveModule",
     "ExtremeModule",
     "FaceModule",
+    "GeoModule",
     "HARModule",
     "MoCoModule",
     "RerankingModule",

@@ -80,7 +80,9 @@ class RetrievalModule(ContrastiveModule):
         self.similarity = similarity
         self.eval_batch_size = eval_batch_size
         self.rp_cutoffs = tuple(rp_cutoffs)
-        provides = {"embeddings", "sides", "own_positive", "drawn", "one_space"}
+        provides = {"embeddings", "sides", "own_positive", "drawn"}
+        if self.encoder.one_space:
+            provides.add("one_space")
         # outside the module tree: a guide has no gradient and belongs in no checkpoint of the student
         self._guide = [guide] if guide is not None else []
         self.guide_stores: dict[str, Store] = {}

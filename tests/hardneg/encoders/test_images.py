@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hardneg.encoders import ImageBackbone, ImageEncoder, IRResNet, TorchvisionBackbone, load_images
+from hardneg.encoders import ImageBackbone, ImageEncoder, IRResNet, TimmBackbone, TorchvisionBackbone, load_images
 
 
 def small(channels: int = 1, head: str = "linear", size: int = 16, **options: object) -> ImageEncoder:
@@ -188,3 +189,22 @@ def test_pictures_are_mined(tmp_path: Path) -> None:
     arguments += ["--encoder-args", json.dumps({"folder": str(tmp_path / "model")}), "--no-cache", "--device", "cpu"]
     assert main([*arguments, "--out", str(tmp_path / "mined.parquet"), "--num-negatives", "2"]) == 0
     assert (tmp_path / "mined.parquet").exists()
+
+
+def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "timm", None)
+        with pytest.raises(ImportError, match="needs timm, which is not installed"):
+            TimmBackbone("resnet10t")
+    timm = pytest.importorskip("timm")
+    file = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet10t").state_dict(), file)  # with its classifier
+    encoder = ImageEncoder(TimmBackbone("resnet10t", str(file)), 8)
+    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert encoder.embed(pictures, "image").shape == (2, 8)
+    encoder.save_pretrained(tmp_path / "model")
+    loaded = ImageEncoder.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded.embed(pictures, "image"), encoder.embed(pictures, "image"))
+    with pytest.raises(ValueError, match=r"timm has no such network. Near it are: .*resnet10t"):
+        TimmBackbone("resnet10x")
+    assert TimmBackbone("resnet10t", channels=1)(torch.zeros(1, 1, 32, 32)).shape == (1, 512)
