@@ -516,7 +516,9 @@ class NegativePool:
             a, b = a.to(dtype), b.to(dtype)
             with torch.autocast(a.device.type, enabled=False):  # autocast would multiply in half precision
                 product = a @ b.T if b.ndim == 2 else torch.einsum("bd,bnd->bn", a, b)
-            memo[key] = (left, right, product)  # the items too: an id may not be used again while it is a key
+            # the items too: an id may not be used again while it is a key; but not those that the memo belongs to, which
+            # would then wait for the garbage collector, a chunk of a bank each
+            memo[key] = (left, right if memo is self.memo else left, product)
         return memo[key][2]
 
     @property

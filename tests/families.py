@@ -1,4 +1,4 @@
-"""Four small families that stand for all: what a chain of miners may meet, without text, pictures or weights."""
+"""Five small families that stand for all: what a chain of miners may meet, without text, pictures or weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_batch(rows: Tensor | None = None, drawn: int = 1) -> Batch:
 
 
 class StubFamily(ContrastiveModule):
-    """Linear towers in float64; the four families differ in their sides, pools and what they provide."""
+    """Linear towers in float64; the five families differ in their sides, pools and what they provide."""
 
     def __init__(self, miners: Sequence[PoolMiner] | None = None, loss: PoolLoss | None = None) -> None:
         super().__init__(loss, miners)
@@ -55,9 +55,14 @@ class StubFamily(ContrastiveModule):
             self.centres = nn.Parameter(torch.randn(CLASSES, DIM, dtype=torch.float64))
         self.use_miners()
         if "frozen" in self.provides:
-            vectors = nn.functional.normalize(features(9, 40, DIM), dim=1).float()
             for miner in self.chains[self.directions[0]]:  # type: ignore[union-attr]
-                miner.refresh({"document": Store(vectors, torch.arange(40), "document")})
+                miner.refresh(self.frozen_stores())
+
+    @staticmethod
+    def frozen_stores() -> dict[str, Store]:
+        """A frozen side of 40 documents, and the guide's opinion of them."""
+        vectors = nn.functional.normalize(features(9, 40, DIM), dim=1).float()
+        return {"document": Store(vectors), "guide/document": Store(features(10, 40, 5).float())}
 
     def embed_share(self, space: str, encoder: nn.Module | None = None, ids: Tensor | None = None) -> Tensor:
         return features(1, 1000, FEATURES)[:ROWS].float()
@@ -87,6 +92,31 @@ class TwoTower(StubFamily):
         return [self._pool(self.directions[0], anchors, positives, context, sides=roles, known=batch.known)]
 
 
+class Composed(StubFamily):
+    """Composed retrieval in its second stage: a frozen picture and a text make the query, targets are frozen."""
+
+    provides = frozenset({"embeddings", "sides", "own_positive", "guide", "frozen"})
+    directions = ("query_to_target",)
+
+    def encode(self, batch: Batch) -> dict[str, Items]:
+        rows, frozen = batch.rows, self.frozen_stores()
+        targets, guide = frozen["document"].vectors, frozen["guide/document"].vectors
+        query = self.left(batch.inputs["query"]) + targets[rows + 20]
+        target = Items(targets[rows].double(), rows, guide=guide[rows], space="document")
+        return {
+            "query": replace(
+                batch.items["query"], embeddings=query, labels=None, guide=features(4, 1000, 5)[rows].float()
+            ),
+            "target": target,
+        }
+
+    def pools(self, sides: Mapping[str, Items], batch: Batch, context: StepContext) -> list[NegativePool]:
+        own = slice(context.offset, context.offset + len(batch))
+        roles = {"anchors": sides["query"], "positives": sides["target"]}
+        anchors, positives = sides["query"].take(own), one_each(sides["target"].take(own))
+        return [self._pool(self.directions[0], anchors, positives, context, sides=roles, known=batch.known)]
+
+
 class Symmetric(StubFamily):
     """Two modalities of the same instants, contrasted both ways, with two encoders."""
 
@@ -107,6 +137,29 @@ class Symmetric(StubFamily):
             roles = {"anchors": sides[a], "positives": sides[b]}
             positives = one_each(sides[b].take(own))
             out.append(self._pool(direction, sides[a].take(own), positives, context, sides=roles))
+        return out
+
+
+class CrossView(StubFamily):
+    """Geo-like: two views of places, both ways through one encoder; the next place shows a part of this one."""
+
+    provides = frozenset({"embeddings", "sides", "own_positive", "drawn", "guide", "one_space"})
+    directions = ("query_to_document", "document_to_query")
+
+    def encode(self, batch: Batch) -> dict[str, Items]:
+        return {side: replace(items, embeddings=self.left(batch.inputs[side])) for side, items in batch.items.items()}
+
+    def pools(self, sides: Mapping[str, Items], batch: Batch, context: StepContext) -> list[NegativePool]:
+        own, out = context.own, []
+        for direction in self.directions:
+            a, b = direction.split("_to_")
+            step = 1 if a == "query" else -1
+            roles = {"anchors": sides[a], "positives": sides[b]}
+            if a == "query":
+                roles["drawn"] = sides["drawn"]
+            semi = Ragged.from_lists([[row, row + step] for row in batch.rows[own].tolist()])
+            positives = one_each(sides[b].take(own))
+            out.append(self._pool(direction, sides[a].take(own), positives, context, sides=roles, known=semi))
         return out
 
 
@@ -162,4 +215,4 @@ def one_each(items: Items) -> Block:
     return Block(replace(items, labels=None, norms=None, rows=None, **wide), "positive")
 
 
-FAMILIES = (TwoTower, Symmetric, Labelled, ScoresOnly)
+FAMILIES = (TwoTower, Composed, Symmetric, CrossView, Labelled, ScoresOnly)
