@@ -36,8 +36,7 @@ class Resample(Corruption):
             would push a row away from its own class. A large share makes negatives that are easily told apart, a small
             one such that nobody can tell. What is the same in all training rows stays: it would tell a copy at once.
         law: what a number becomes. "uniform": between -spread and spread, for standardised features; "marginal": its
-            value in another training row; "zero": 0. A category becomes that of another training row in all three but
-            "zero".
+            value in another training row; "zero": 0. A category becomes that of another training row, or none ("zero").
         spread: of the uniform law; 1.7, nearly the square root of 3, keeps a variance of 1.
 
     Shapes:

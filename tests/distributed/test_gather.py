@@ -25,11 +25,13 @@ from miners import (
     UNPG,
     AdaFace,
     ArcFace,
+    ClusterWeights,
     CosFace,
     Debiased,
     HardnessConcentration,
     InBatch,
     Items,
+    LearnedWeights,
     MagFace,
     MemoryQueue,
     MoCHi,
@@ -63,6 +65,8 @@ CHAINS: Mapping[str, Callable[[], list[PoolMiner]]] = {
     "MagFace": lambda: [InBatch(), MagFace()],
     "AdaFace": lambda: [InBatch(), AdaFace()],
     "ADORE": lambda: [ADORE(num_negatives=5)],
+    "ClusterWeights": lambda: [InBatch(), SelfBlocks(), clustered()],
+    "LearnedWeights": lambda: [InBatch(), LearnedWeights(dim=TinyEncoder().dim, hidden=3)],
 }
 LOSSES: Mapping[str, Callable[[], PoolLoss]] = {
     name: getattr(hardneg.losses, name) for name in hardneg.losses.__all__ if name != "PoolLoss"
@@ -70,6 +74,14 @@ LOSSES: Mapping[str, Callable[[], PoolLoss]] = {
 DIRECTIONS = (("query_to_document",), ("document_to_query",), ("query_to_document", "document_to_query"))
 OPTIONS: Mapping[str, Mapping[str, Any]] = {"plain": {}, "chunks": {"chunk_size": 2}, "momentum": {"momentum": 0.5}}
 ROWS, DOCUMENTS = 8, 30
+
+
+def clustered() -> ClusterWeights:
+    """Clusters of both spaces, as a refresh makes them."""
+    miner = ClusterWeights((2, 4))
+    dice = torch.Generator().manual_seed(7)
+    miner.refresh({space: Store(torch.randn(100, 4, generator=dice), space=space) for space in ("query", "document")})
+    return miner
 
 
 def test_every_miner_and_loss_there_is_has_a_cell() -> None:
