@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from miners.base import BatchMiner, TrainingTable, process_count, process_rank
 from miners.pool import Items
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BLOCK_BYTES = 4 << 20  # clusters that are split together on a CPU: what a core's cache holds from one pass to the next
+BLOCK_BYTES = 8 << 20  # clusters that are split together on a CPU: what a core's cache holds from one pass to the next
+ROWS_AT_ONCE = 512  # of a larger cluster, what a thread copies or sums at a time
 
 
 class NGAME(BatchMiner):
@@ -210,7 +214,9 @@ def balanced_clusters(
 
     Every cluster is split in every round until there are enough. Rows go to halves by the rank of
     ``x . (c1 - c0)``, never to the nearest centroid; of equal ranks, the earlier row goes to the first half. A GPU
-    splits all clusters of a round at once; a CPU takes as many together as its cache holds, on each of its threads.
+    splits all clusters of a round at once. A CPU splits large clusters one by one, on all threads; smaller ones go
+    through all further rounds in blocks, each on one thread. Beside ``vectors`` it holds one copy of them, and two
+    blocks for each thread.
 
     Args:
         vectors: (n, d), any length, on any device; normalised here.
@@ -229,31 +235,47 @@ def balanced_clusters(
         NGAME's balanced splits (pyxclib `b_kmeans_dense`), made simultaneous over the clusters of a round.
     """
     n, dim = vectors.shape
-    x = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32))
+    x = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32)).contiguous()
     norms = x.norm(dim=1, keepdim=True)  # (n, 1)
     if not bool(torch.isfinite(norms).all()) and not bool(torch.isfinite(x).all()):
         row = int((~torch.isfinite(x)).any(1).nonzero()[0])
         raise ValueError(f"cannot cluster: row {row} of {n} has a vector that is not finite (NaN or infinite).")
-    x = x / norms.clamp_min(1e-12)
+    norms = norms.clamp_min(1e-12)
     rounds = min(math.ceil(math.log2(max(num_clusters, 1))), int(math.log2(max(n, 1))))
-    order, sizes = torch.arange(n, device=x.device), torch.tensor([n])
-    on_cpu = x.device.type == "cpu"
+    sizes, starts = [torch.tensor([n])], []
+    if rounds == 0:
+        return torch.arange(n, device=x.device), sizes[0]
+    for _ in range(rounds):
+        starts.append(_starts(sizes[-1], generator))
+        sizes.append(_halves(sizes[-1]))
+    if not x.is_cpu:
+        return _all_rounds(x / norms, sizes[0], starts, tolerance), sizes[-1]
 
-    def split(part: Tensor, of_part: Tensor, at: Tensor) -> Tensor:
-        return _split(x, part, of_part, at, tolerance)
+    order, points = torch.arange(n), torch.empty_like(x)  # fresh memory is slow: this copy serves every round
+    most = max(1, BLOCK_BYTES // (x.element_size() * dim))  # rows of a block
+    level, threads = 0, torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            while level < rounds and int(sizes[level][0]) > most:
+                for rows, pair in zip(order.split(sizes[level].tolist()), starts[level].split(1), strict=True):
+                    own, all_valid = points[: len(rows)], torch.ones(1, len(rows), dtype=torch.bool)
+                    list(pool.map(partial(_fill, x, norms), rows.split(ROWS_AT_ONCE), own.split(ROWS_AT_ONCE)))
+                    first = _split(own[None], all_valid, pair, tolerance, pool)[0]
+                    rows.copy_(torch.cat([rows[first], rows[~first]]))
+                level += 1
+            together = max(1, most // int(sizes[level][0]))
+            blocks = sizes[level].split(together)
+            lengths = [int(block.sum()) for block in blocks]
 
-    with ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1) as pool:
-        for _ in range(rounds):
-            starts = _starts(sizes, generator)
-            widest = int(sizes.max())
-            together = max(1, BLOCK_BYTES // (4 * dim * widest)) if on_cpu else len(sizes)
-            blocks = sizes.split(together)
-            parts = order.split([int(block.sum()) for block in blocks])
-            # a cluster larger than the cache keeps all threads busy by itself
-            alone = not on_cpu or 4 * dim * widest > BLOCK_BYTES
-            order = torch.cat(list((map if alone else pool.map)(split, parts, blocks, starts.split(together))))
-            sizes = _halves(sizes)
-    return order, sizes
+            def finish(rows: Tensor, own: Tensor, block: Tensor, *pairs: Tensor) -> None:
+                _fill(x, norms, rows, own)
+                rows.copy_(rows[_all_rounds(own, block, pairs, tolerance)])
+
+            pairs = [part.split(together << below) for below, part in enumerate(starts[level:])]
+            list(pool.map(finish, order.split(lengths), points.split(lengths), blocks, *pairs))
+    finally:
+        torch.set_num_threads(threads)  # what the pool's threads set is what later threads would begin with
+    return order, sizes[-1]
 
 
 def _halves(sizes: Tensor) -> Tensor:
@@ -270,96 +292,142 @@ def _starts(sizes: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([one, two + (two >= one).long()], dim=1)
 
 
-def _split(x: Tensor, order: Tensor, sizes: Tensor, starts: Tensor, tolerance: float) -> Tensor:
-    """Split C clusters in two, all at once; their sizes differ by at most one, so that padding costs a row of each.
+def _fill(x: Tensor, norms: Tensor, rows: Tensor, points: Tensor) -> None:
+    """Write the normalised ``rows`` (m,) of x (n, d) to ``points`` (m, d)."""
+    _copy(x, rows, points)
+    points /= norms[rows]
+
+
+def _all_rounds(points: Tensor, sizes: Tensor, starts: Sequence[Tensor], tolerance: float) -> Tensor:
+    """Split C clusters by one round for each of ``starts``, all clusters of a round at once.
 
     Args:
-        x: (n, d) normalised rows of all clusters.
-        order: (m,) the rows of these ones, cluster after cluster.
-        sizes, starts: (C,), (C, 2) on the CPU.
+        points: (m, d) their normalised rows, cluster after cluster.
+        sizes: (C,) on the CPU; they differ by at most one, so that padding costs a row of each.
+        starts: (C, 2), (2C, 2), ... on the CPU.
 
     Returns:
-        (m,) the same rows, half after half.
+        (m,) places of the same rows, part after part.
     """
-    device, width = x.device, int(sizes.max())
-    size = sizes.to(device)
-    index, valid = order, torch.ones(len(order), dtype=torch.bool, device=device)
-    if padded := len(order) < len(sizes) * width:
-        valid = torch.arange(width, device=device) < size[:, None]
+    order = torch.arange(len(points), device=points.device)
+    room = points.new_empty(len(points) + (len(sizes) << len(starts)), points.shape[1])  # with all padding
+    for pair in starts:
+        width = int(sizes.max())
+        valid = torch.arange(width, device=points.device) < sizes.to(points.device)[:, None]  # (C, width)
         index = order.new_zeros(valid.shape)
         index[valid] = order
-    index, valid = index.view(len(sizes), width), valid.view(len(sizes), width)  # (C, width)
-    points = x.index_select(0, index.view(-1)).view(*index.shape, -1)  # (C, width, d)
-    if padded:
-        points[~valid] = 0
+        padded = room[: index.numel()]
+        _copy(points, index.view(-1), padded)
+        first = _split(padded.view(*index.shape, -1), valid, pair, tolerance)
+        halves = torch.stack([first, ~first & valid], dim=1)  # (C, 2, width)
+        order = index[:, None].expand_as(halves)[halves]
+        sizes = _halves(sizes)
+    return order
+
+
+def _split(points: Tensor, valid: Tensor, starts: Tensor, tolerance: float, pool: Executor | None = None) -> Tensor:
+    """Balanced 2-means of C clusters, all at once.
+
+    Args:
+        points: (C, width, d) normalised rows; clusters change places there.
+        valid: (C, width) False for padding, at most the last of each cluster.
+        starts: (C, 2) places of the two rows to start from.
+        pool: splits one large cluster (C = 1) on all its threads.
+
+    Returns:
+        (C, width) which rows are the first half.
+    """
+    width, size = points.shape[1], valid.sum(1)
     # with an odd width, a cluster that lacks a row lacks it in its first half: padding takes that place
     kept, padding = (width + 1) // 2, -3.0 if width % 2 else 3.0
-    every = torch.arange(len(sizes), device=device)
-    chosen = points[every[:, None], starts.to(device)]  # (C, 2, d)
+    held = torch.arange(len(points), device=points.device)  # clusters that go on
+    chosen = points[held[:, None], starts.to(points.device)]  # (C, 2, d)
     towards = chosen[:, 1] - chosen[:, 0]  # (C, d)
-    total = _sums(points, valid)
     first = torch.zeros_like(valid)  # what is returned
-    half = torch.zeros_like(valid)  # of the last pass
-    sums = torch.zeros_like(total)  # of the first half
-    held, going, present = every, torch.ones_like(every, dtype=torch.bool), valid
-    best = total.new_full((len(sizes),), -2.0)  # mean cosines cannot fall so low
+    half, sums = first.clone(), torch.zeros_like(towards)  # of the last pass
+    total = _sums(points, valid, half, sums)
+    best = total.new_full((len(points),), -2.0)  # mean cosines cannot fall so low
     while True:
-        preference = _dots(points, towards)
-        if padded:
-            preference[~present] = padding
-        now = _smallest(preference, kept) & present
-        if len(held) == 1:  # one large cluster does not fit the cache: read again only the rows that changed halves
-            moved = (now ^ half)[0].nonzero()[:, 0]
-            sums = sums + (now[0, moved].to(x.dtype) * 2 - 1) @ points[0].index_select(0, moved)
-        else:
-            sums = _sums(points, now)
-        half, rest = now, total - sums
-        lengths = torch.stack([sums.norm(dim=1), rest.norm(dim=1)], dim=1)  # (H, 2)
+        preference = _dots(points, towards, pool)
+        preference[~valid] = padding
+        now = _smallest(preference, kept) & valid
+        sums = _sums(points, now, half, sums)
+        both = torch.stack([sums, total - sums], dim=1)  # (H, 2, d)
+        lengths = torch.linalg.vector_norm(both, dim=2)
         objective = lengths.sum(1) / size  # sum of x . c, since c is the normalised sum
-        done = going & (objective - best < tolerance)
-        best = objective
+        both /= lengths.clamp_min(1e-12)[:, :, None]
+        towards = both[:, 1] - both[:, 0]
+        done = objective - best < tolerance
+        half, best = now, objective
         if bool(done.any()):
             first[held[done]] = now[done]
-            going = going & ~done
-            left = int(going.sum())
+            left = len(done) - int(done.sum())
             if left == 0:
-                break
-            if 4 * left <= 3 * len(held):  # else what is done goes on and nobody looks: cheaper than a copy
-                stay = going.nonzero()[:, 0]
-                points, present, half, total, sums, rest = (
-                    part.index_select(0, stay) for part in (points, present, half, total, sums, rest)
-                )
-                lengths, size, best, held, going = (part[stay] for part in (lengths, size, best, held, going))
-        unit = 1 / lengths.clamp_min(1e-12)
-        towards = rest * unit[:, 1:] - sums * unit[:, :1]
-    halves = torch.stack([first, ~first & valid], dim=1)  # (C, 2, width)
-    return index[:, None].expand_as(halves)[halves]
+                return first
+            # clusters that go on from the end take the places of those that are done
+            stay, gaps = torch.arange(left, device=held.device), done[:left].nonzero()[:, 0]
+            stay[gaps] = left + (~done[left:]).nonzero()[:, 0]
+            _move(points, stay[gaps], gaps)
+            points = points[:left]
+            held, valid, size, towards, half, sums, total, best = (
+                part[stay] for part in (held, valid, size, towards, half, sums, total, best)
+            )
 
 
-def _dots(points: Tensor, towards: Tensor) -> Tensor:
+# On a CPU, NumPy copies rows and multiplies them: PyTorch copies at half the speed or less, and MKL takes 3 times as long
+# for products with one vector, 15 times as long for a batch of such.
+
+
+def _copy(points: Tensor, index: Tensor, out: Tensor) -> None:
+    """Write the rows ``index`` (m,) of points (n, d) to ``out`` (m, d)."""
+    if not points.is_cpu:
+        torch.index_select(points, 0, index, out=out)
+    else:
+        np.take(points.numpy(), index.numpy(), axis=0, out=out.numpy(), mode="clip")  # "raise" would copy twice
+
+
+def _move(points: Tensor, source: Tensor, to: Tensor) -> None:
+    """points[to] = points[source]."""
+    if not points.is_cpu:
+        points[to] = points[source]
+    else:
+        points.numpy()[to.numpy()] = points.numpy()[source.numpy()]
+
+
+def _dots(points: Tensor, towards: Tensor, pool: Executor | None) -> Tensor:
     """(C, width) products of the rows (C, width, d) of each cluster with its own vector (C, d)."""
-    if points.device.type != "cpu" or len(points) == 1:
+    if not points.is_cpu:
         return torch.bmm(points, towards[:, :, None])[:, :, 0]
-    # MKL's batched products take 15 times as long where one side has a single column
-    return torch.from_numpy(np.vecdot(points.numpy(), towards[:, None].numpy()))
+    if pool is None:
+        return torch.from_numpy(np.vecdot(points.numpy(), towards[:, None].numpy()))
+    parts = pool.map(np.vecdot, np.array_split(points[0].numpy(), 4 * torch.get_num_threads()), repeat(towards.numpy()))
+    return torch.from_numpy(np.concatenate(list(parts)))[None]
 
 
-def _sums(points: Tensor, chosen: Tensor) -> Tensor:
-    """(C, d) sums of the ``chosen`` (C, width) rows of each cluster (C, width, d)."""
-    weights = chosen.to(points.dtype)
-    if points.device.type != "cpu" or len(points) == 1:
-        return torch.bmm(weights[:, None], points)[:, 0]
-    return torch.from_numpy(np.einsum("cw,cwd->cd", weights.numpy(), points.numpy()))
+def _sums(points: Tensor, chosen: Tensor, before: Tensor, sums: Tensor) -> Tensor:
+    """(C, d) sums of the ``chosen`` (C, width) rows of each cluster (C, width, d).
+
+    A CPU starts from the ``sums`` of those chosen ``before``, and reads again only rows that changed.
+    """
+    if not points.is_cpu:
+        return torch.bmm(chosen[:, None].to(points.dtype), points)[:, 0]
+    clusters, width = chosen.shape
+    changed = (chosen ^ before).view(-1).nonzero()[:, 0]
+    sign = chosen.view(-1)[changed].to(points.dtype) * 2 - 1
+    bounds = torch.arange(0, clusters * width, width if clusters > 1 else ROWS_AT_ONCE)
+    bags = torch.searchsorted(changed, bounds)
+    moved = F.embedding_bag(changed, points.view(clusters * width, -1), bags, mode="sum", per_sample_weights=sign)
+    return sums + (moved if clusters > 1 else moved.sum(0))
 
 
 def _smallest(values: Tensor, k: int) -> Tensor:
     """(C, width) which k of each row are smallest; of equal ones, the first."""
-    if values.device.type == "cpu":
-        highest = torch.from_numpy(np.partition(values.numpy(), k - 1, axis=1)[:, k - 1 : k])
-    else:
+    if not values.is_cpu:
         highest = values.kthvalue(k, dim=1, keepdim=True).values
+    else:
+        highest = torch.from_numpy(np.partition(values.numpy(), k - 1, axis=1)[:, k - 1 : k])
     chosen = values <= highest
-    if bool((chosen.sum(1) > k).any()):
+    if int(chosen.sum()) > k * len(values):
         below, equal = values < highest, values == highest
         chosen = below | (equal & (equal.cumsum(1) <= k - below.sum(1, keepdim=True)))
     return chosen

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from miners import NGAME, BatchMiner, Block, Items, NegativePool, Ragged, Store, TrainingTable
-from miners.ngame import balanced_clusters
+from miners.ngame import _starts, balanced_clusters
 from miners.testing import BatchMinerContract, random_stores, random_table
 
 
@@ -199,6 +202,67 @@ def test_real_sizes_lie_between_half_and_whole() -> None:
     for rows in (100, 1000, 4097):
         number = NGAME(16).num_clusters(rows, 0)
         assert 8 < rows / number <= 16
+
+
+def one_by_one(vectors: np.ndarray, number: int, seed: int) -> list[int]:
+    """The clusters' rows, split as the specification says: a cluster at a time, its sums by plain additions."""
+    generator = torch.Generator().manual_seed(seed)
+    x = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    parts = [np.arange(len(x))]
+    for _ in range(min(math.ceil(math.log2(number)), int(math.log2(len(x))))):
+        starts = _starts(torch.tensor([len(part) for part in parts]), generator).tolist()
+        halves = []
+        for rows, (one, other) in zip(parts, starts, strict=True):
+            first, before = (len(rows) + 1) // 2, -2.0
+            towards = x[rows[other]] - x[rows[one]]
+            while True:
+                ranked = rows[np.argsort(np.vecdot(x[rows], towards), kind="stable")]
+                sums = [sum(x[row] for row in half) for half in (ranked[:first], ranked[first:])]
+                lengths = [max(np.linalg.norm(part), 1e-12) for part in sums]
+                if sum(lengths) / len(rows) - before < 1e-4:
+                    break
+                before = sum(lengths) / len(rows)
+                towards = sums[1] / lengths[1] - sums[0] / lengths[0]
+            halves += [np.sort(ranked[:first]), np.sort(ranked[first:])]
+        parts = halves
+    return np.concatenate(parts).tolist()
+
+
+@settings(deadline=None)
+@given(
+    rows=st.integers(2, 40),
+    dim=st.integers(2, 5),
+    copies=st.integers(0, 4),
+    zeros=st.integers(0, 4),
+    number=st.integers(2, 50),
+    room=st.sampled_from([1, 3, 10, 1000]),
+    seed=st.integers(0, 1000),
+)
+def test_clusters_are_those_of_splits_one_by_one(
+    rows: int, dim: int, copies: int, zeros: int, number: int, room: int, seed: int
+) -> None:
+    """Whether a cluster is too large for a block of ``room`` rows or shares it; of equal rows, the earlier go first."""
+    draw = np.random.default_rng(seed)
+    vectors = np.concatenate([draw.standard_normal((rows, dim)), np.zeros((zeros, dim))])
+    vectors = draw.permutation(np.concatenate([vectors, np.repeat(vectors[:1], copies, axis=0)]))
+    given_ = torch.from_numpy(vectors.copy())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("miners.ngame.BLOCK_BYTES", 8 * dim * room)
+        patch.setattr("miners.ngame.ROWS_AT_ONCE", 7)
+        order, _ = balanced_clusters(given_, number, torch.Generator().manual_seed(seed))
+    assert order.tolist() == one_by_one(vectors, number, seed)
+    assert torch.equal(given_, torch.from_numpy(vectors))  # untouched
+
+
+def test_threads_are_as_many_as_before() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        order, _ = balanced_clusters(torch.randn(100, 3), 8, torch.Generator())
+        assert torch.get_num_threads() == 2
+        assert sorted(order.tolist()) == list(range(100))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_lag_uses_clusters_one_epoch_later() -> None:
