@@ -14,6 +14,7 @@ from torch import Tensor
 from hardneg.audit.measure import interval
 from hardneg.audit.page import EXAMPLES, STYLE, shortened
 from hardneg.encoders.base import Encoder
+from hardneg.encoders.images import ImageEncoder, load_images
 from hardneg.metrics.flips import NegativeFlipRate, first_relevant
 from hardneg.mining import EmbeddingCache
 from hardneg.mining.cli import place, text_encoder
@@ -55,10 +56,8 @@ def check_arguments(args: argparse.Namespace) -> None:
 def run_flips(args: argparse.Namespace, cache: EmbeddingCache) -> tuple[dict[str, Any], str, str]:
     """Compare, and give the report, its text and its page."""
     if args.far is not None:
-        from hardneg.encoders import load_images
-
-        old, new = (load_images(folder).to(place(args.device)) for folder in (args.against, args.checkpoint))
-        found = of_pictures(old, new, args.folder, args.pairs, args.size, args.far)
+        pictures = [load_images(folder).to(place(args.device)) for folder in (args.against, args.checkpoint)]
+        found = of_pictures(pictures[0], pictures[1], args.folder, args.pairs, args.size, args.far)
     else:
         old, new = (text_encoder(folder, args.device) for folder in (args.against, args.checkpoint))
         if old.fingerprint("query") == new.fingerprint("query"):
@@ -99,7 +98,9 @@ def of_texts(
     return Compared(report, _examples(inputs, before, after, now, flips[f"found@{min(cutoffs)}"].broken, depth))
 
 
-def of_pictures(old: Encoder, new: Encoder, folder: str, pairs: str | None, size: int, far: float) -> Compared:
+def of_pictures(
+    old: ImageEncoder, new: ImageEncoder, folder: str, pairs: str | None, size: int, far: float
+) -> Compared:
     """Verification: pairs of pictures, each model at its own threshold for the same false accept rate.
 
     Args:
@@ -109,7 +110,7 @@ def of_pictures(old: Encoder, new: Encoder, folder: str, pairs: str | None, size
     """
     from datamodules.faces import FacesData, FaceTest
 
-    data = FacesData(folder, test=FaceTest(pairs=pairs), size=size, channels=int(new.channels))  # type: ignore[arg-type]
+    data = FacesData(folder, test=FaceTest(pairs=pairs), size=size, channels=new.channels)
     data.setup("test")
     wanted = data.split("test")
     similarities = []

@@ -184,7 +184,7 @@ def test_every_overlay_trains_a_step(overlay, arguments, tmp_path, sample_folder
     queries = [f"q{i}" for i in range(6)]
     pq.write_table(pa.table({"query_id": queries, "doc_id": [f"d{11 - i}" for i in range(6)]}), "negatives.parquet")
     more = []
-    if overlay.stem == "gist":
+    if overlay.stem in ("gist", "focal_distillation"):
         guide = json.loads(json.dumps(yaml.safe_load(Path(arguments[2]).read_text())["model"]["init_args"]["encoder"]))
         more = [f"--model.guide={json.dumps(guide)}", "--model.allow_same_guide=true"]
     if overlay.stem == "adore":
