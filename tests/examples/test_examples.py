@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
-SMALLER = {"sentence_transformers_trainer": ["--steps", "2", "--rows", "128"]}
+SMALLER = {"sentence_transformers_trainer": ["--steps", "2", "--rows", "128"], "meta_paths": ["--epochs", "2"]}
 """What makes an example that takes a minute a test that takes seconds."""
+NEEDS = {"meta_paths": "torch_geometric"}
+"""Packages of extras, without which an example is not tried."""
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(example, tmp_path):
+    if example.stem in NEEDS:
+        pytest.importorskip(NEEDS[example.stem])
     root = example.parent.parent
     done = subprocess.run(
         [sys.executable, str(example), *SMALLER.get(example.stem, [])],
