@@ -42,11 +42,13 @@ class NeighbourTable(ABC):
         self.first_epoch = first_epoch
         self.near: Tensor | None = None  # (N, R) int32 ids of documents, -1 behind the end of a shorter list
         self.table: TrainingTable | None = None
+        self.left_out = Ragged.empty(0)
         self.depth = 0
 
-    def attach(self, table: TrainingTable, depth: int) -> None:
-        """Learn the rows, and how many neighbours of each are wanted."""
+    def attach(self, table: TrainingTable, depth: int, left_out: Ragged | None = None) -> None:
+        """Learn the rows, how many neighbours of each are wanted, and which documents are none (None = positives)."""
         self.table, self.depth, self.near = table, depth, None
+        self.left_out = table.positives if left_out is None else left_out
 
     def refresh(self, stores: Mapping[str, Store], epoch: int) -> bool:
         """Take fresh embeddings; whether neighbours are others now."""
@@ -68,7 +70,7 @@ class NeighbourTable(ABC):
         assert self.table is not None
         near = torch.full((len(self.table), self.depth), NOBODY, dtype=torch.int32)
         for rows, candidates in found:
-            own = self.table.positives.select(torch.arange(rows.start, rows.stop))
+            own = self.left_out.select(torch.arange(rows.start, rows.stop))
             dropped = among(candidates, own) | (candidates == NOBODY)
             order = dropped.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.depth]
             kept = torch.where(dropped, NOBODY, candidates).gather(1, order)
@@ -116,8 +118,8 @@ class GeoTable(NeighbourTable):
                 "SimilarityTable, which needs no places."
             ) from error
 
-    def attach(self, table: TrainingTable, depth: int) -> None:
-        super().attach(table, depth)
+    def attach(self, table: TrainingTable, depth: int, left_out: Ragged | None = None) -> None:
+        super().attach(table, depth, left_out)
         if table.document_places is None:
             raise ValueError(
                 "GeoTable looks for neighbours on the ground, and this training set has no places. Give its reader "
@@ -137,7 +139,7 @@ class GeoTable(NeighbourTable):
         points, apart = self.table.document_places.take(ids).separated()
         tree = cKDTree(points.numpy())
         first = torch.searchsorted(ids, _first_of(own).clamp(min=0))  # (N,) each row's place in ``ids``
-        k = min(self.depth + int(own.lengths.max()), len(ids))
+        k = min(self.depth + int(self.left_out.lengths.max()), len(ids))
         for rows in self._blocks():
             _, at = tree.query(points[first[rows]].numpy(), k=np.arange(1, k + 1), distance_upper_bound=apart)
             missing = at == len(ids)
@@ -181,8 +183,8 @@ class SimilarityTable(NeighbourTable):
         self.made_at: int | None = None  # epoch
         self._stores: Mapping[str, Store] | None = None
 
-    def attach(self, table: TrainingTable, depth: int) -> None:
-        super().attach(table, depth)
+    def attach(self, table: TrainingTable, depth: int, left_out: Ragged | None = None) -> None:
+        super().attach(table, depth, left_out)
         self.made_at = self._stores = None
 
     def refresh(self, stores: Mapping[str, Store], epoch: int) -> bool:
@@ -218,7 +220,7 @@ class SimilarityTable(NeighbourTable):
         if not torch.equal(ids, documents.ids):
             documents = Store(documents.rows(ids), ids, documents.space)
         index = build_index(self.index, documents, self.device)
-        k = min(self.depth + int(self.table.positives.lengths.max()), len(documents))
+        k = min(self.depth + int(self.left_out.lengths.max()), len(documents))
         for rows in self._blocks():
             yield rows, index.search(anchors.rows(self.table.anchors[rows]), k)[1].cpu()
 
@@ -244,8 +246,8 @@ class NeighbourBatches(BatchMiner):
             ... then. [] shuffles. A table that has no neighbours yet shuffles too, and says so.
         neighbour_select: companions of an anchor, half of them its nearest; None = half of a batch of all processes.
         neighbour_range: length of the list that they come from; None = a batch of all processes.
-        forbid: keep rows out of a batch that holds a semi-positive of theirs (`TrainingTable.semi_positives`). They are
-            never negatives, so they only take up room; the published code lets them meet, as wrong negatives.
+        forbid: semi-positives (`TrainingTable.semi_positives`) are no neighbours, and do not meet in a batch: they are
+            never negatives, so they would only take up room. The published code lets them meet, as wrong negatives.
         batch_size, drop_last, seed: as in `BatchMiner`.
 
     Raises:
@@ -287,8 +289,9 @@ class NeighbourBatches(BatchMiner):
     def attach(self, table: TrainingTable) -> None:
         super().attach(table)
         depth = self.neighbour_range or max(self._global_batch_size(), self.neighbour_select or 2)
+        left_out = _both(table.positives, table.semi_positives) if self.forbid and table.semi_positives else None
         for each in self.tables:
-            each.attach(table, depth)
+            each.attach(table, depth, left_out)
         self._meetings = _Meetings(table, self.forbid)
 
     def table_at(self, epoch: int) -> NeighbourTable | None:
@@ -388,6 +391,12 @@ def half_nearest_half_random(listed: Ints, select: int, random: np.random.Genera
 
 def _shuffled(rows: Ints, random: np.random.Generator) -> Ints:
     return random.permutation(rows)
+
+
+def _both(one: Ragged, other: Ragged) -> Ragged:
+    """Both lists of each row."""
+    rows = torch.cat([one.row_of_value, other.row_of_value])
+    return Ragged.from_pairs(rows, torch.cat([one.values, other.values]), len(one))
 
 
 def _first_of(lists: Ragged) -> Tensor:

@@ -237,6 +237,9 @@ def test_semi_positives_are_kept_apart_where_asked() -> None:
         miner.attach(table(60, coordinates, semi_positives=semi))
         met = [row for batch in miner for row in batch if row + 1 in batch]
         assert bool(met) != forbid
+        near = miner.tables[0].near.tolist()
+        assert (31 in near[30]) != forbid  # nor do they take a neighbour's place in the list
+        assert all(others.count(-1) == 0 for others in near)
 
 
 def test_the_switch_and_the_refresh_are_the_papers() -> None:

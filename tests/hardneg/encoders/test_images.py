@@ -207,4 +207,4 @@ def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert torch.equal(loaded.embed(pictures, "image"), encoder.embed(pictures, "image"))
     with pytest.raises(ValueError, match=r"timm has no such network. Near it are: .*resnet10t"):
         TimmBackbone("resnet10x")
-    assert TimmBackbone("resnet10t", channels=1)(torch.zeros(1, 1, 32, 32)).shape == (1, 512)
+    assert TimmBackbone("resnet10t", channels=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 512)
