@@ -559,6 +559,7 @@ class FashionIQData(CIRData):
         gallery: "original" ranks all pictures of the category's split (3,817, 6,346 and 5,373 of val), "val" only the
             union of its references and targets (2,628, 3,089 and 2,902), which gives clearly higher numbers.
         drop_reference: take the reference out of each ranking; CLIP4Cir does not, SPN4CIR's clip4cir does.
+        test: null, since the answers of the test split are not public.
         options: as in `CIRData`.
 
     Source:
@@ -572,9 +573,10 @@ class FashionIQData(CIRData):
         categories: Sequence[str] = ("dress", "shirt", "toptee"),
         gallery: Literal["original", "val"] = "original",
         drop_reference: bool = False,
+        test: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**{"test": None, **options})
+        super().__init__(test=test, **options)
         if gallery not in ("original", "val"):
             raise ValueError(f"FashionIQData(gallery='{gallery}'): wants original or val.")
         self.folder, self.pictures = folder, pictures
@@ -606,14 +608,15 @@ class CIRRData(CIRData):
     Args:
         folder: with captions/cap.rc2.<split>.json and image_splits/split.rc2.<split>.json.
         pictures: folder or zip that the paths of image_splits are relative to; null = the folder.
+        test: null, since its answers are not public.
         options: as in `CIRData`.
 
     Source:
         Liu et al., arXiv 2108.04024.
     """
 
-    def __init__(self, folder: str, pictures: str | None = None, **options: Any) -> None:
-        super().__init__(**{"test": None, **options})
+    def __init__(self, folder: str, pictures: str | None = None, test: str | None = None, **options: Any) -> None:
+        super().__init__(test=test, **options)
         self.folder, self.pictures = folder, pictures
         self.protocol = CIRProtocol(True, (1, 5, 10, 50), (1, 2, 3), summary="cirr")
 
@@ -638,14 +641,22 @@ class CIRCOData(CIRData):
     Args:
         folder: with annotations/val.json.
         pictures: folder or zip of 000000000001.jpg and so on, all of them the gallery; null = unlabeled2017/ in it.
+        train, test: null: it has no training split, and the answers of test are not public.
         options: as in `CIRData`.
 
     Source:
         Baldrati et al., arXiv 2303.15247, section 4; mAP@K divides by min(K, number of right answers).
     """
 
-    def __init__(self, folder: str, pictures: str | None = None, **options: Any) -> None:
-        super().__init__(**{"train": None, "test": None, **options})
+    def __init__(
+        self,
+        folder: str,
+        pictures: str | None = None,
+        train: str | None = None,
+        test: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(train=train, test=test, **options)
         self.folder, self.pictures = folder, pictures
         self.protocol = CIRProtocol(False, (1, 5, 10, 50), average_precisions=(5, 10, 25, 50))
 

@@ -83,15 +83,18 @@ def read_fashioniq(folder: Path, category: str, split: str) -> tuple[list[Triple
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not two captions, or an empty one.
+        ValueError: not two captions, or two empty ones.
     """
     found = []
     for place, fields in _records(folder / "captions" / f"cap.{category}.{split}.json"):
         captions = [caption.strip(".?, ") for caption in _names(place, fields, "captions")]
         if len(captions) != 2:
             raise ValueError(f"{place}: FashionIQ has two captions of each pair, this one has {len(captions)}.")
-        first, second = _worded(place, captions)
-        both = f"{first} and {second}"
+        if not any(captions):
+            _worded(place, captions)
+        first, second = captions
+        both = f"{first} and {second}"  # also where one is empty, as in a query of val: so it is measured by others
+        wordings = (both, f"{second} and {first}", first, second) if first and second else (first or second,)
         target = id_field(place, fields, "target") if "target" in fields else ""
         found.append(
             Triplet(
@@ -100,7 +103,7 @@ def read_fashioniq(folder: Path, category: str, split: str) -> tuple[list[Triple
                 id_field(place, fields, "candidate"),
                 target,
                 both,
-                (both, f"{second} and {first}", first, second),
+                wordings,
                 (target,) if target else (),
                 group=category,
             )

@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": "encode queries and corpus into stores",
     "mine": "write a table of hard negatives",
     "audit": "say how hard, how fresh and how false a table of negatives is",
+    "data": "make training data: triplets from captions",
     "report": "draw the page of a finished run",
     "benchmark": "run suites of chains under one budget, and compare them",
 }
@@ -26,6 +27,7 @@ LIGHTNING = ("fit", "validate", "test", "predict")
 OTHERS = {
     "mine": "hardneg.mining.cli",
     "audit": "hardneg.audit.cli",
+    "data": "hardneg.data.cli",
     "report": "hardneg.report.cli",
     "benchmark": "hardneg.benchmark.cli",
 }

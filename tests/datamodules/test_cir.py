@@ -191,10 +191,22 @@ def test_an_empty_caption_is_named(folder: Path, text: str | None) -> None:
         triplets(folder).setup("fit")
 
 
-def test_an_empty_caption_of_fashioniq_is_named(tmp_path: Path) -> None:
+def test_one_of_fashioniqs_captions_may_be_empty(tmp_path: Path) -> None:
+    """A query of val has one; it stays, and training asks with the other."""
+    folder = write_fashioniq(tmp_path / "fiq")
+    for split in ("train", "val"):
+        file = folder / "captions" / f"cap.dress.{split}.json"
+        change(file, lambda records: records[0].update(captions=["is red", "."]))
+    data = FashionIQData(str(folder), categories=["dress"], size=16)
+    data.setup("fit")
+    assert data.wordings[0] == ("is red",)
+    assert data.text_of(data.split("val").ids[:1], "query") == ["is red and "]
+
+
+def test_empty_captions_of_fashioniq_are_named(tmp_path: Path) -> None:
     folder = write_fashioniq(tmp_path / "fiq")
     file = folder / "captions" / "cap.dress.train.json"
-    change(file, lambda records: records[1].update(captions=["is red", "., "]))
+    change(file, lambda records: records[1].update(captions=[" ", "., "]))
     with pytest.raises(ValueError, match=r"cap.dress.train.json, record 2: an empty caption"):
         FashionIQData(str(folder), categories=["dress"], size=16).setup("fit")
 
