@@ -6,7 +6,7 @@ Triplets for composed image retrieval (SPN4CIR's further positives), one for eac
       --first-rank 600 --last-rank 1200 --out made.jsonl
 
 captions.csv (or .jsonl, .tsv, .parquet) has a column "file" and one with captions. Pictures are ranked by cosine of
-their vectors, the picture itself at rank 0; a target is drawn from the window. Train with data.init_args.extra: made.jsonl
+their vectors, the picture itself at rank 0; a target is drawn from the window. Train with --data.extra made.jsonl
 """
 
 from __future__ import annotations
