@@ -3,8 +3,10 @@
 The first two layers of all-MiniLM-L6-v2 on the packaged sample of WordNet senses, one encoder with four sets of
 weights for each seed: "old" has been trained on seed s. Those that may replace it start from the same layers and see
 other batches (seed s + 100): "plain" by InfoNCE, "distilled" by `FocalDistillation` with old as its guide, "unfocused"
-by the same with focus 0, which tells whether the focus on what old got right matters. Ranks are those of the test split
-in the whole corpus; intervals and verdicts are over seeds and queries, as in ``hardneg benchmark``.
+by the same with focus 0, which tells whether the focus on what old got right matters. All are trained on NGAME's
+clusters of similar queries, so that a row's candidates, on which both models are compared, are near ones
+(``--random``: random batches, whose candidates are rarely those that matter in a search). Ranks are those of the test
+split in the whole corpus; intervals and verdicts are over seeds and queries, as in ``hardneg benchmark``.
 
     python -m benchmarks.upgrade.run
 
@@ -34,13 +36,14 @@ from torch.nn.functional import normalize
 
 from datamodules import RetrievalData
 from hardneg.benchmark.statistics import Judgement, estimate, judge
+from hardneg.callbacks import RefreshNegatives
 from hardneg.cli import main as hardneg
 from hardneg.encoders import Encoder, TextEncoder
 from hardneg.losses import FocalDistillation, InfoNCE, PoolLoss
 from hardneg.metrics import NegativeFlipRate, first_relevant
 from hardneg.mining.inputs import read_beir
 from hardneg.modules import RetrievalModule
-from miners.store import Store
+from miners import NGAME, Store
 
 NEW = ("plain", "distilled", "unfocused")
 METHODS = ("old", *NEW)
@@ -77,10 +80,12 @@ def train(method: str, seed: int, options: argparse.Namespace) -> Encoder:
         learning_rate=options.learning_rate,
         seed=seed if method == "old" else seed + 100,
     )
-    data = RetrievalData(options.folder, batch_size=options.batch_size, seed=module.seed)
+    clusters = None if options.random else NGAME(cluster_size=options.batch_size)
+    data = RetrievalData(options.folder, batch_size=options.batch_size, batch_miner=clusters, seed=module.seed)
     trainer = pl.Trainer(
         max_epochs=-1,
         max_steps=options.steps,
+        callbacks=[] if options.random else [RefreshNegatives(every_n_epochs=1, spaces=["query"])],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -213,6 +218,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--layers", type=int, default=2, help="of MiniLM that the encoder keeps")
+    parser.add_argument("--random", action="store_true", help="random batches in place of NGAME's clusters")
     parser.add_argument("--weight", type=float, default=1.0, help="of the distillation")
     parser.add_argument("--focus", type=float, default=5.0)
     parser.add_argument("--softening", type=float, default=1.0)
@@ -254,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "# Replacing a model: what plain training breaks, and what distillation keeps",
         "",
         f"{options.folder}, MiniLM-L6 cut to {options.layers} layers, {options.steps} steps of "
-        f"{options.batch_size} rows at {options.learning_rate:g}, distillation of weight {options.weight:g}, focus "
+        f"{options.batch_size} rows ({'random' if options.random else 'clusters of NGAME'}) at "
+        f"{options.learning_rate:g}, distillation of weight {options.weight:g}, focus "
         f"{options.focus:g}, softening {options.softening:g}; {number} seed(s), {len(next(iter(ranks.values())))} "
         f"test queries, torch {torch.__version__}, {options.threads} threads, "
         f"{platform.processor() or platform.machine()}. Made by "

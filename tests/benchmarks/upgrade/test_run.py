@@ -51,6 +51,7 @@ def test_a_tiny_run_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(benchmark, "encoder", kept)
     monkeypatch.setattr(benchmark, "audited", lambda options: "said")
     arguments = ["--folder", str(write_data(tmp_path / "set")), "--steps", "6", "--batch-size", "8", "--seeds", "2"]
+    arguments += ["--learning-rate", "0.02"]
     arguments += ["--threads", str(torch.get_num_threads()), "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     assert benchmark.main([*arguments, "--minutes", "0"]) == 0
     assert "8 runs are left" in capsys.readouterr().out
@@ -66,6 +67,7 @@ def test_a_tiny_run_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert benchmark.main(arguments) == 0
     assert "seed 0," not in capsys.readouterr().out  # nothing was left to do
     (tmp_path / "runs" / "1-distilled.json").unlink()
+    arguments.append("--random")
     shutil.rmtree(tmp_path / "work" / "1")  # the models are gone: the old one is trained again for its guide
     assert benchmark.main(arguments) == 0
     said = capsys.readouterr().out
