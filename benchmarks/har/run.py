@@ -312,7 +312,7 @@ def summarise(options: argparse.Namespace) -> str:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=sorted(TAU_PLUS))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="from --first-seed up to, not including, this")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=5, help="of labels, for each share below 100 %%")
     parser.add_argument("--labels", type=float, nargs="+", default=[1, 5, 10, 25, 50, 100], help="per cent")
