@@ -142,12 +142,34 @@ class CaptionsDataBase(RowsData):
         return PictureView(self.pairs.read, names) if space == "image" else names
 
     def text_of(self, ids: Tensor | Sequence[int], space: str) -> list[str]:
-        """Captions, or pictures' names."""
-        return [self.things[i] for i in torch.as_tensor(ids, dtype=torch.long).tolist()]
+        """Captions, or pictures' names; of "query", pairs: both."""
+        names = self.names(space)
+        return [names[i] for i in torch.as_tensor(ids, dtype=torch.long).tolist()]
 
     def names(self, space: str) -> Sequence[str]:
-        """Captions and pictures' names; position = id."""
-        return self.things
+        """Captions and pictures' names; position = id. Of "query", pairs: both."""
+        if space != "query":
+            return self.things
+        return [f"{name} | {text}" for name, text in zip(self.pairs.pictures, self.pairs.captions, strict=True)]
+
+    def queries(self, split: str) -> tuple[Tensor, Sequence[str]]:
+        """What is evaluated: pairs of a split (n,), and both their parts as text.
+
+        Raises:
+            ValueError: the split has no pair.
+        """
+        ids = self.ids(split)
+        if not len(ids):
+            raise ValueError(f"{self} has no pair in the split '{split}'; there is nothing to evaluate.")
+        return ids, self.text_of(ids, "query")
+
+    def qrels(self, split: str) -> dict[str, dict[str, int]]:
+        """For each pair of a split by name, the captions that are true of its picture: what a report calls right."""
+        ids, names = self.queries(split)
+        true = _true_captions(self.content[: self.num_pairs], self.picture_of).select(ids).to_lists()
+        return {
+            name: {self.things[caption]: 1 for caption in captions} for name, captions in zip(names, true, strict=True)
+        }
 
     def __str__(self) -> str:
         return type(self).__name__

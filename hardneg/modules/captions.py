@@ -14,7 +14,7 @@ from datamodules.batch import Batch
 from hardneg.encoders.base import Encoder
 from hardneg.losses import PoolLoss
 from hardneg.metrics.compositional import chosen_pairs, compositional_scores
-from hardneg.metrics.retrieval import RetrievalMeasures
+from hardneg.metrics.retrieval import DEPTH, RetrievalMeasures
 from hardneg.modules.base import ContrastiveModule
 from hardneg.modules.gather import in_order
 from miners.base import PoolMiner, process_count, process_rank
@@ -144,13 +144,9 @@ class CaptionsModule(ContrastiveModule):
 
     def evaluate(self, split: str, data: Any) -> RetrievalMeasures:
         """Rank and score all pairs of a split."""
-        rows = data.ids(split)
-        images = self.embed("image", data.picture_of[rows].unique()) if len(rows) else None
-        if images is None:
-            raise ValueError(f"{data} has no pair in the split '{split}'; there is nothing to evaluate.")
-        pictures = images.rows(data.picture_of[rows])
+        rows, names = data.queries(split)
+        pictures = self.embed("image", data.picture_of[rows].unique()).rows(data.picture_of[rows])
         captions = self.embed("caption", rows).rows(rows)
-        names = [f"{data.things[int(data.picture_of[row])]} | {data.things[int(row)]}" for row in rows]
         found = {
             "R@1 image to caption": best_is_true(pictures, captions, data.content[rows]),
             "R@1 caption to image": best_is_true(captions, pictures, data.content[rows]),
@@ -161,7 +157,9 @@ class CaptionsModule(ContrastiveModule):
             by_query[name] = {names[at]: value for at, value in zip(scored.tolist(), of.tolist(), strict=True)}
         by_query = {name: of for name, of in by_query.items() if of}
         means = {name: sum(of.values()) / len(of) for name, of in by_query.items()}
-        return RetrievalMeasures(means, by_query, torch.empty(len(rows), 0), torch.empty(len(rows), 0).long())
+        best = [(part @ captions.T).topk(min(DEPTH, len(rows)), dim=1) for part in pictures.split(RANKED)]
+        scores, places = (torch.cat([one[at] for one in best]) for at in (0, 1))
+        return RetrievalMeasures(means, by_query, scores, rows[places])
 
     def _evaluate(self, split: str, prefix: str) -> None:
         self.measures = self.evaluate(split, self.data)

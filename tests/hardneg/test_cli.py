@@ -189,6 +189,8 @@ def test_every_overlay_trains_a_step(overlay, arguments, tmp_path, sample_folder
         more = [f"--model.guide={json.dumps(guide)}", "--model.allow_same_guide=true"]
     if overlay.stem == "adore":
         assert main(["predict", *arguments[1:], "--folder=runs/vectors"]) == 0
+    if overlay.stem == "cluster_negatives":
+        assert main(["predict", *arguments[1:], "--folder=runs/predict"]) == 0
     if overlay.stem == "cet":
         overlay = changed(overlay, tmp_path, "dim: 384", "dim: 8")
     if overlay.stem == "taxonomy":
@@ -211,6 +213,14 @@ def test_every_overlay_trains_a_step(overlay, arguments, tmp_path, sample_folder
     if overlay.stem in ("neighbours", "neighbours_place"):  # texts lie nowhere, and that is said
         assert main(command) == 1
         assert "this training set has no places" in capsys.readouterr().err
+        return
+    if overlay.stem in ("edited_captions", "generated_negatives", "generated_pictures"):  # for pictures with captions
+        assert main(command) == 1
+        assert "GeneratedNegatives draws from the space" in capsys.readouterr().err
+        return
+    if overlay.stem == "family_batches":
+        assert main([*command, "--data.batch_size=4"]) == 1
+        assert "FamilyBatches needs the family of each row" in capsys.readouterr().err
         return
     if overlay.stem == "balanced_classes":  # for pictures; queries have no classes, and that is said
         assert main([*command, "--data.batch_size=4"]) == 1
