@@ -251,7 +251,7 @@ def balanced_clusters(
     if not x.is_cpu:
         return _all_rounds(x / norms, sizes[0], starts, tolerance), sizes[-1]
 
-    order, points = torch.arange(n), torch.empty_like(x)  # fresh memory is slow: this copy serves every round
+    order, points = torch.arange(n), _room(x, n)  # fresh memory is slow: this copy serves every round
     most = max(1, BLOCK_BYTES // (x.element_size() * dim))  # rows of a block
     level, threads = 0, torch.get_num_threads()
     try:
@@ -310,7 +310,7 @@ def _all_rounds(points: Tensor, sizes: Tensor, starts: Sequence[Tensor], toleran
         (m,) places of the same rows, part after part.
     """
     order = torch.arange(len(points), device=points.device)
-    room = points.new_empty(len(points) + (len(sizes) << len(starts)), points.shape[1])  # with all padding
+    room = _room(points, len(points) + (len(sizes) << len(starts)))  # with all padding
     for pair in starts:
         width = int(sizes.max())
         valid = torch.arange(width, device=points.device) < sizes.to(points.device)[:, None]  # (C, width)
@@ -374,8 +374,15 @@ def _split(points: Tensor, valid: Tensor, starts: Tensor, tolerance: float, pool
             )
 
 
-# On a CPU, NumPy copies rows and multiplies them: PyTorch copies at half the speed or less, and MKL takes 3 times as long
-# for products with one vector, 15 times as long for a batch of such.
+# On a CPU, NumPy copies rows and multiplies them: PyTorch copies at half the speed or less, and MKL takes 3 times as
+# long for products with one vector, 15 times as long for a batch of such.
+
+
+def _room(like: Tensor, rows: int) -> Tensor:
+    """Empty (rows, d) for rows of ``like`` (n, d)."""
+    shape = (rows, like.shape[1])
+    # NumPy asks for large pages: a sixth of the time of all
+    return torch.from_numpy(np.empty(shape, like.numpy().dtype)) if like.is_cpu else like.new_empty(shape)
 
 
 def _copy(points: Tensor, index: Tensor, out: Tensor) -> None:
