@@ -329,7 +329,9 @@ class CIRData(RowsData):
             galleries or {"": torch.arange(len(self._pictures))},
         )
         for row, each, name in right:
-            if not bool((found.gallery(triplets[row].group) == self._pictures.position(name)).any()):
+            position = self._pictures.position(name)
+            assert position is not None  # or `listed` had complained
+            if not (found.gallery(triplets[row].group) == position).any():
                 raise ValueError(f"{each.place}: the answer '{name}' is not in the gallery, so nobody could find it.")
         return found
 
@@ -514,7 +516,7 @@ class TripletsData(CIRData):
         names = [
             name
             for name, of in fields.items()
-            if all(of.get(column) in map(str, values) for column, values in self.gallery.get(split, {}).items())
+            if all(of.get(column) in [str(v) for v in values] for column, values in self.gallery.get(split, {}).items())
         ]
         if self.gallery.get(split) and not names:
             raise ValueError(f"{self.picture_table}: no picture has {self.gallery[split]}: the gallery would be empty.")

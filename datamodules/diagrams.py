@@ -69,8 +69,9 @@ class Diagram:
             new = replace(old, number=int(random.choice([n for n in range(1, MOST + 1) if n != old.number])))
         else:
             words = list(COLOURS if kind == "colour" else SHAPES)
-            new = replace(old, **{kind: str(random.choice([word for word in words if word != getattr(old, kind)]))})
-        return replace(self, **{side: new})
+            word = str(random.choice([word for word in words if word != getattr(old, kind)]))
+            new = replace(old, colour=word) if kind == "colour" else replace(old, shape=word)
+        return replace(self, first=new) if side == "first" else replace(self, second=new)
 
 
 def random_diagram(random: np.random.Generator) -> Diagram:

@@ -195,8 +195,8 @@ class CVACT(GeoLayout):
         for number, (name, row) in enumerate(chosen):
             place = Place(table, number, f"{self.split} pair")
             where = None if row is None else _coordinates(place, positions[row], "metres")
-            ground, satellite = f"streetview/{name}_grdView.jpg", f"satview_polish/{name}_satView_polish.jpg"
-            pairs.add(place, ground, satellite, where, where)
+            views = f"streetview/{name}_grdView.jpg", f"satview_polish/{name}_satView_polish.jpg"
+            pairs.add(place, *views, where, where)
         return pairs.done("metres")
 
     def _matlab(self, file: Path) -> tuple[list[str], Any, list[tuple[str, int | None]]]:
@@ -324,7 +324,8 @@ class University1652(GeoLayout):
         folder = _folder(self.folder) / self.split
         sides = [self.query, other] if training else [f"query_{self.query}", f"gallery_{other}"]
         files = open_files(_folder(folder))
-        asked, gallery = ({}, {})  # building -> pictures
+        asked: dict[str, list[str]] = {}  # building -> pictures
+        gallery: dict[str, list[str]] = {}
         for name in files.names():
             side, building, *_ = (*name.split("/"), "")
             if side in sides:
@@ -564,8 +565,9 @@ class _Pairs:
             references,
             positives := Ragged.from_pairs(links[:, 0], links[:, 1], len(queries)),
             _without(Ragged.from_pairs(near[:, 0], near[:, 1], len(queries)), positives),
-            *(self._places(side, units) for side in (0, 1)),
-            skipped=self.skipped,
+            self._places(0, units),
+            self._places(1, units),
+            self.skipped,
         )
 
     def _row(self, side: int, key: tuple[str, Any], at: list[float] | None, area: str | None) -> int:

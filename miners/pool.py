@@ -73,7 +73,7 @@ class Items:
     norms: Tensor | None = None
     space: str = "document"
     rows: Tensor | None = None
-    products: Memo | None = field(default=None, repr=False, compare=False)
+    products: Any = field(default=None, repr=False, compare=False)  # Memo | None; Any lets Items(**tensors) be checked
     _unit: dict[bool, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -516,8 +516,8 @@ class NegativePool:
             a, b = a.to(dtype), b.to(dtype)
             with torch.autocast(a.device.type, enabled=False):  # autocast would multiply in half precision
                 product = a @ b.T if b.ndim == 2 else torch.einsum("bd,bnd->bn", a, b)
-            # the items too: an id may not be used again while it is a key; but not those that the memo belongs to, which
-            # would then wait for the garbage collector, a chunk of a bank each
+            # the items too: an id may not be used again while it is a key; but not those that the memo belongs to: they
+            # would wait for the garbage collector, a chunk of a bank each
             memo[key] = (left, right if memo is self.memo else left, product)
         return memo[key][2]
 

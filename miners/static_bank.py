@@ -111,6 +111,7 @@ class StaticBank(PoolMiner):
         if ids is None or ids.ndim != 2 or ids.shape[1] != 1:
             raise ValueError("StaticBank(num_negatives=...) draws around one positive of each anchor with an id.")
         store, k = self._stores[space], self.num_negatives
+        assert k is not None
         others = len(store) - 1
 
         def sample(rows: int, generator: torch.Generator) -> Tensor:

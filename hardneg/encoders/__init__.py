@@ -58,7 +58,7 @@ __all__ = [
     "load_composed",
     "load_images",
     "load_signals",
-    "load_towers",
     "load_tabular",
+    "load_towers",
     "merge",
 ]

@@ -120,7 +120,7 @@ class TimmBackbone(ImageBackbone):
         if not timm.is_model(name):
             near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=8))
             raise ValueError(f"TimmBackbone(name='{name}'): timm has no such network. Near it are: {near or 'none'}.")
-        network = timm.create_model(name, pretrained=False, num_classes=0)
+        network: Any = timm.create_model(name, pretrained=False, num_classes=0)
         self.num_features, self.smallest = int(network.num_features), 32
         if weights is not None:
             _load(network, _read_weights(weights), ignored=("head.", "fc.", "classifier."), of=weights)

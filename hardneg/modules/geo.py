@@ -62,7 +62,7 @@ class GeoModule(RetrievalModule):
         if percent_rule not in ("floor", "round"):
             raise ValueError(f"GeoModule(percent_rule='{percent_rule}'): wants 'floor' or 'round'.")
         self.percent_rule = percent_rule
-        self.measures: GeoMeasures | None = None
+        self.measures: GeoMeasures | None = None  # type: ignore[assignment]
 
     def save_pretrained(self, folder: str) -> None:
         """Write the encoder; the folder's hardneg.yaml says what reads it."""

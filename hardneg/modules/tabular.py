@@ -209,7 +209,8 @@ class TabularModule(ContrastiveModule):
         """Accuracy and macro-F1 over all classes of the split, benign rows among them, by number of labels."""
         if not isinstance(self.encoder, TabularEncoder):
             raise ValueError("few_labels fine-tunes a TabularEncoder; RawFeatures has nothing to tune.")
-        data, found = self.data, {}
+        data = self.data
+        found: dict[str, float] = {}
         test = data.ids(split)
         for number in self.few_labels:
             rows = data.few_labels(number, self.seed)
