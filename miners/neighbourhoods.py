@@ -48,7 +48,8 @@ class Neighbourhoods:
                 + (f" with {int(labels.min())}." if labels.numel() else ".")
             )
         there = (labels >= 0).nonzero()[:, 0]
-        members = Ragged.from_pairs(labels[there], there, int(labels.max()) + 1)
+        number = max(int(labels.max()) + 1, 1)  # where nobody has a label, one empty cluster can be asked for
+        members = Ragged.from_pairs(labels[there], there, number)
         place = torch.full_like(labels, -1)
         place[members.values] = torch.arange(len(there)) - members.offsets[members.row_of_value]
         return cls(members, labels, place)

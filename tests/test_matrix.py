@@ -37,8 +37,8 @@ LOSSES = [
 ]
 
 
-def build(kind: type):
-    """A miner with the arguments that have no default."""
+def build(kind: type, dim: int = DIM):
+    """A miner with the arguments that have no default, for vectors of ``dim`` numbers."""
     if kind is miners.StaticNegatives:
         return kind(Ragged.from_lists([[300 + row, 400 + row] for row in range(ROWS)]))
     if kind is miners.MoCHi:
@@ -62,7 +62,7 @@ def build(kind: type):
         miner.refresh({space: Store(features(13, 500, 3).float(), space=space) for space in spaces})
         return miner
     if kind is miners.LearnedWeights:
-        return kind(dim=DIM)
+        return kind(dim=dim)
     return kind()
 
 

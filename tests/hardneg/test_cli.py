@@ -222,6 +222,11 @@ def test_every_overlay_trains_a_step(overlay, arguments, tmp_path, sample_folder
         assert main(command) == 1
         assert "this training set has no places" in capsys.readouterr().err
         return
+    if overlay.stem in ("static_bank", "static_bank_gist"):  # for composed queries, behind the recipes of CIR
+        said = {"static_bank": "wants 'query' or 'document'", "static_bank_gist": "is no composed encoder"}
+        assert main(command) == 1
+        assert said[overlay.stem] in capsys.readouterr().err
+        return
     if overlay.stem == "balanced_classes":  # for pictures; queries have no classes, and that is said
         assert main([*command, "--data.batch_size=4"]) == 1
         assert "BalancedClasses needs the class of each row" in capsys.readouterr().err

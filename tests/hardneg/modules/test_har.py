@@ -157,7 +157,7 @@ def test_drawn_windows_serve_the_direction_of_their_modality(folder: Path) -> No
 def test_every_pool_miner_works_or_says_what_it_needs(
     kind: type[PoolMiner], names: Sequence[str], folder: Path
 ) -> None:
-    chain = [build(kind)] if kind is InBatch else [InBatch(), build(kind)]
+    chain = [build(kind)] if kind is InBatch else [InBatch(), build(kind, dim=8)]
     if not chain[-1].needs <= module(names).provides | {word for miner in chain[:-1] for word in miner.provides}:
         with pytest.raises(ValueError, match="needs"):
             module(names, chain)
