@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
-log = logging.getLogger(__name__)
+from hardneg.callbacks.draw import DrawEvaluation
 
 
-class DrawRetrievals(pl.Callback):
+class DrawRetrievals(DrawEvaluation):
     """Write ``retrievals.svg`` of the last evaluation into the run's folder, after fit and test.
 
     Args:
@@ -25,20 +23,12 @@ class DrawRetrievals(pl.Callback):
             raise ValueError(f"DrawRetrievals(queries={queries}, found={found}): wants at least 1 of each.")
         self.queries, self.found = queries, found
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer, pl_module, trainer.datamodule.val_split)  # type: ignore[attr-defined]
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer, pl_module, trainer.datamodule.test_split)  # type: ignore[attr-defined]
-
-    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str | None) -> None:
+    def draw(self, measures: Any, data: Any, split: str, folder: Path) -> list[Path]:
         from hardneg.metrics.cir import CIRMeasures
         from hardneg.report.composed import ShownRetrieval, draw_retrievals
 
-        run = trainer.log_dir or trainer.default_root_dir  # every process must ask: Lightning broadcasts it
-        measures, data = getattr(pl_module, "measures", None), trainer.datamodule  # type: ignore[attr-defined]
-        if not trainer.is_global_zero or not isinstance(measures, CIRMeasures) or split is None:
-            return
+        if not isinstance(measures, CIRMeasures):
+            return []
         of: Any = data.split(split)
         right = of.right.to_lists()
         number = len(of.ids)
@@ -64,4 +54,4 @@ class DrawRetrievals(pl.Callback):
         title = f"split '{split}': " + ", ".join(
             f"{name} {measures.means[name]:.3f}" for name in list(measures.means)[:3]
         )
-        log.info("wrote %s", draw_retrievals(shown, Path(run) / "retrievals.svg", title))
+        return [draw_retrievals(shown, folder / "retrievals.svg", title)]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
-log = logging.getLogger(__name__)
+from hardneg.callbacks.draw import DrawEvaluation
 
 
-class DrawPlaces(pl.Callback):
+class DrawPlaces(DrawEvaluation):
     """Write ``retrieved.svg`` and, where places are known, ``errors.svg`` of the last evaluation, after fit and test.
 
     Args:
@@ -25,34 +23,26 @@ class DrawPlaces(pl.Callback):
             raise ValueError(f"DrawPlaces(queries={queries}, found={found}): at least 1 each.")
         self.queries, self.found = queries, found
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer, pl_module, trainer.datamodule.val_split)  # type: ignore[attr-defined]
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer, pl_module, trainer.datamodule.test_split)  # type: ignore[attr-defined]
-
-    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str | None) -> None:
+    def draw(self, measures: Any, data: Any, split: str, folder: Path) -> list[Path]:
         from datamodules.geo import places_of
         from hardneg.metrics.geo import GeoMeasures
         from hardneg.report.geo import draw_errors, draw_retrieved
 
-        run = trainer.log_dir or trainer.default_root_dir  # every process must ask: Lightning broadcasts it
-        measures, data = getattr(pl_module, "measures", None), trainer.datamodule  # type: ignore[attr-defined]
-        if not trainer.is_global_zero or not isinstance(measures, GeoMeasures) or split is None:
-            return
+        if not isinstance(measures, GeoMeasures):
+            return []
         of = data.split(split)
         title = ", ".join(
             f"{name} {measures.means[name]:.3f}" for name in ("R@1", "R@5", "R@1%") if name in measures.means
         )
         title = f"split '{split}': {title} of {measures.references:,} references"
-        found = [draw_retrieved(self._shown(measures, data, of), Path(run) / "retrieved.svg", title)]
+        found = [draw_retrieved(self._shown(measures, data, of), folder / "retrieved.svg", title)]
         if (places := places_of(of)) is not None and measures.errors is not None:
             queries, references = places
             first = torch.searchsorted(of.references, measures.ids[:, 0].contiguous())
             there, degrees = references.coordinates[first], queries.units == "degrees"
-            file = Path(run) / "errors.svg"
+            file = folder / "errors.svg"
             found.append(draw_errors(queries.coordinates, there, measures.errors, queries.areas, degrees, file, title))
-        log.info("wrote %s", ", ".join(str(file) for file in found))
+        return found
 
     def _shown(self, measures: Any, data: Any, of: Any) -> list[Any]:
         from hardneg.report.geo import ShownQuery

@@ -7,18 +7,19 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from datamodules.batch import Batch
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.modules.chunks import encode_in_chunks
-from hardneg.modules.gather import added, gather, reduce
+from hardneg.modules.gather import added, gather, in_order, reduce
 from miners.base import PoolMiner, process_count, process_rank
 from miners.draws import generator_for
 from miners.in_batch import InBatch
@@ -122,9 +123,15 @@ class ContrastiveModule(pl.LightningModule, ABC):
             ids: some things of the space; None = all that training meets.
         """
 
-    @abstractmethod
     def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
-        """The store that the shares of all processes make; every process calls it."""
+        """The store, of unit length, that the shares of all processes make; every process calls it."""
+        ids, encoder = self._things(space, ids), cast(Any, self.encoder)
+        vectors = F.normalize(in_order(share, len(ids), self.device), dim=1)
+        return Store(vectors, ids, space, key=encoder.fingerprint(space), version=version)
+
+    def _things(self, space: str, ids: Tensor | None) -> Tensor:
+        """Which things a store of ``space`` holds: some, or None = all that training meets."""
+        return self.data.everything(space)[0] if ids is None else ids
 
     def embed(self, space: str, ids: Tensor | None = None) -> Store:
         """Encode things of ``space`` without gradient, each process its share, for a refresh."""

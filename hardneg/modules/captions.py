@@ -15,7 +15,7 @@ from hardneg.encoders.base import Encoder
 from hardneg.losses import PoolLoss
 from hardneg.metrics.compositional import chosen_pairs, compositional_scores
 from hardneg.metrics.retrieval import DEPTH, RetrievalMeasures
-from hardneg.modules.base import ContrastiveModule
+from hardneg.modules.evaluated import EvaluatedModule
 from hardneg.modules.gather import in_order
 from miners.base import PoolMiner, process_count, process_rank
 from miners.pool import Block, Items, NegativePool, StepContext
@@ -25,7 +25,7 @@ PAIRS = (("image", "caption"), ("caption", "image"))
 RANKED = 1024  # rows that are ranked at a time
 
 
-class CaptionsModule(ContrastiveModule):
+class CaptionsModule(EvaluatedModule):
     """Train an encoder of pictures and one of texts so that true pairs lie together.
 
     Each direction has its own pool: an image is pushed away from captions, the batch's and those that were made for it,
@@ -124,23 +124,7 @@ class CaptionsModule(ContrastiveModule):
     def _encoder(self, space: str) -> Encoder:
         return self.image_encoder if space == "image" else self.text_encoder
 
-    def _things(self, space: str, ids: Tensor | None) -> Tensor:
-        return self.data.everything(space)[0] if ids is None else ids
-
     # ---- evaluation --------------------------------------------------------------------------------------------------
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Nothing: the split is encoded when the epoch ends."""
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Nothing, as in validation."""
-
-    def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self._evaluate(self.data.val_split, "val")
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluate(self.data.test_split, "test")
 
     def evaluate(self, split: str, data: Any) -> RetrievalMeasures:
         """Rank and score all pairs of a split."""

@@ -14,8 +14,8 @@ from datamodules.batch import Batch
 from hardneg.encoders.composed import ComposedEncoder
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.metrics.cir import CIRMeasures, evaluate_cir
-from hardneg.modules.base import ContrastiveModule
-from hardneg.modules.gather import in_order, joined
+from hardneg.modules.evaluated import EvaluatedModule
+from hardneg.modules.gather import in_order
 from miners.base import PoolMiner, process_count, process_rank
 from miners.in_batch import InBatch
 from miners.pool import Block, Items, NegativePool, StepContext
@@ -26,7 +26,7 @@ SIDES = frozenset({"target", "reference"})
 TEMPERATURE = 0.01
 
 
-class CIRModule(ContrastiveModule):
+class CIRModule(EvaluatedModule):
     """Train composed queries so that they lie next to the picture that was meant.
 
     Stage 1 trains everything on the batch: ``miners=[InBatch()]``. Stage 2 freezes both kinds of picture vectors and
@@ -122,7 +122,6 @@ class CIRModule(ContrastiveModule):
         self.provides = frozenset(provides)
         self.measures: CIRMeasures | None = None
         self._gallery: tuple[Any, str, Store] | None = None  # data, split and raw features
-        self._queries: list[dict[str, Tensor]] = []
         self.use_miners()
 
     # ---- training ----------------------------------------------------------------------------------------------------
@@ -214,11 +213,6 @@ class CIRModule(ContrastiveModule):
             pictures = Store(used.embed(self.data.view(needed), "image", self.eval_batch_size), needed, "image")
         return self._composed_all(used, pictures, references, texts)
 
-    def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
-        ids = self._things(space, ids)
-        vectors = F.normalize(in_order(share, len(ids), self.device), dim=1)
-        return Store(vectors, ids, space, key=self.encoder.fingerprint(space), version=version)
-
     @torch.no_grad()
     def _composed_all(self, encoder: ComposedEncoder, pictures: Store, references: Tensor, texts: list[str]) -> Tensor:
         """(n, d) queries on the CPU, in evaluation mode."""
@@ -235,9 +229,6 @@ class CIRModule(ContrastiveModule):
             encoder.train(training)
         return torch.cat(parts).cpu() if parts else torch.empty(0, encoder.dim)
 
-    def _things(self, space: str, ids: Tensor | None) -> Tensor:
-        return self.data.everything(space)[0] if ids is None else ids
-
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
@@ -245,24 +236,6 @@ class CIRModule(ContrastiveModule):
 
     def on_test_epoch_start(self) -> None:
         self._encode_gallery(self.data.test_split)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._collect(batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._collect(batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self._evaluate(self.data.val_split, "val")
-        self._queries = []
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluate(self.data.test_split, "test")
-        self._queries = []
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Items:
-        return replace(batch.items["image"], embeddings=self.encoder(batch.inputs["image"], "image").float())
 
     def save_pretrained(self, folder: str) -> None:
         """Write the encoder as a folder that ``load_composed(folder)`` reads."""
@@ -277,30 +250,19 @@ class CIRModule(ContrastiveModule):
         share = self.encoder.embed(data.view(ids[process_rank() :: process_count()]), "image", self.eval_batch_size)
         self._gallery = data, key, Store(in_order(share, len(ids), self.device), ids, "image")
 
-    def _collect(self, batch: Batch, batch_idx: int) -> None:
-        """Compose every W-th batch of queries; all W processes are handed all of them."""
-        if batch_idx % process_count() == process_rank():
-            assert self._gallery is not None
-            inputs = batch.inputs["query"]
-            features = self._gallery[2].rows(inputs["ids"].cpu()).to(self.device)
-            vectors = self.encoder.compose(features, inputs["text"]).float()
-            self._queries.append({"ids": batch.items["query"]._need("ids"), "vectors": vectors})
+    def _collect(self, batch: Batch, split: str) -> dict[str, Tensor]:
+        assert self._gallery is not None
+        inputs = batch.inputs["query"]
+        features = self._gallery[2].rows(inputs["ids"].cpu()).to(self.device)
+        vectors = self.encoder.compose(features, inputs["text"]).float()
+        return {"ids": batch.items["query"]._need("ids"), "vectors": vectors}
 
     def _evaluate(self, split: str, prefix: str) -> None:
         data, wanted = self.data, self.data.split(split)
-        nothing = {"ids": torch.empty(0, dtype=torch.long), "vectors": torch.empty(0, self.encoder.dim)}
-        mine = self._queries or [{name: part.to(self.device) for name, part in nothing.items()}]
-        found = joined({name: torch.cat([part[name] for part in mine]) for name in nothing})
-        order = found["ids"].argsort()
-        if found["ids"][order].tolist() != wanted.ids.tolist():
-            raise ValueError(
-                f"{len(found['ids'])} queries of the split '{split}' were encoded, and it has {len(wanted.ids)}. Set "
-                "trainer.use_distributed_sampler=false, and no limit on batches."
-            )
         assert self._gallery is not None
         raw = self._gallery[2]
         pictures = Store(F.normalize(raw.vectors, dim=1), raw.ids, "image")
-        queries = F.normalize(found["vectors"][order].cpu(), dim=1)
+        queries = F.normalize(self._vectors_of_all(split, wanted.ids, self.encoder.dim), dim=1)
         names = [data.names("query")[i] for i in wanted.ids.tolist()]
         self.measures = evaluate_cir(queries, names, wanted, pictures, data.protocol, self.device)
         size = len(names)

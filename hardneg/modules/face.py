@@ -14,8 +14,7 @@ from datamodules.batch import Batch
 from hardneg.encoders.images import ImageEncoder
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.metrics.verification import FaceMeasures, evaluate_faces
-from hardneg.modules.base import ContrastiveModule
-from hardneg.modules.gather import in_order, joined
+from hardneg.modules.evaluated import EvaluatedModule
 from miners.base import PoolMiner, process_count, process_rank
 from miners.draws import generator_for
 from miners.in_batch import InBatch
@@ -27,7 +26,7 @@ TEMPERATURE = 1 / 64
 Fusion = Literal["sum", "concat", "none"]
 
 
-class FaceModule(ContrastiveModule):
+class FaceModule(EvaluatedModule):
     """Train an encoder and a centre for each identity, so that pictures lie with their own.
 
     The positive of a picture is the centre of its identity, its negatives are all others. A margin (`CosFace`,
@@ -84,7 +83,6 @@ class FaceModule(ContrastiveModule):
         self.flip, self.shift, self.fusion = flip, shift, fusion
         self.centres: nn.Parameter | None = None  # (C, d), made when the data's identities are known
         self.measures: FaceMeasures | None = None
-        self._encoded: list[dict[str, Tensor]] = []
         self.use_miners()
 
     # ---- training ----------------------------------------------------------------------------------------------------
@@ -132,15 +130,10 @@ class FaceModule(ContrastiveModule):
         ]
 
     def embed_share(self, space: str, encoder: nn.Module | None = None, ids: Tensor | None = None) -> Tensor:
-        ids = self._things(ids)[process_rank() :: process_count()]
+        ids = self._things(space, ids)[process_rank() :: process_count()]
         return (encoder or self.encoder).embed(self.data.view(ids), space)  # type: ignore[operator]
 
-    def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
-        ids = self._things(ids)
-        vectors = in_order(share, len(ids), self.device)
-        return Store(F.normalize(vectors, dim=1), ids, space, key=self.encoder.fingerprint(space), version=version)
-
-    def _things(self, ids: Tensor | None) -> Tensor:
+    def _things(self, space: str, ids: Tensor | None) -> Tensor:
         return self.data.training_ids if ids is None else ids
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
@@ -153,47 +146,17 @@ class FaceModule(ContrastiveModule):
             vectors = vectors + mirror if self.fusion == "sum" else torch.cat([vectors, mirror], dim=1)
         return F.normalize(vectors, dim=1)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._collect(batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._collect(batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self._evaluate(self.data.val_split, "val")
-        self._encoded = []
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluate(self.data.test_split, "test")
-        self._encoded = []
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Items:
-        return replace(batch.items["image"], embeddings=self.encoder(batch.inputs["image"], "image").float())
-
     def save_pretrained(self, folder: str) -> None:
         """Write the encoder as a folder that ``ImageEncoder.from_pretrained(folder)`` loads."""
         self.encoder.save_pretrained(folder)
 
-    def _collect(self, batch: Batch, batch_idx: int) -> None:
-        """Encode every W-th batch; all W processes are handed all of them."""
-        if batch_idx % process_count() == process_rank():
-            ids = batch.items["image"]._need("ids")
-            self._encoded.append({"ids": ids, "vectors": self.fused(batch.inputs["image"])})
+    def _collect(self, batch: Batch, split: str) -> dict[str, Tensor]:
+        return {"ids": batch.items["image"]._need("ids"), "vectors": self.fused(batch.inputs["image"])}
 
     def _evaluate(self, split: str, prefix: str) -> None:
         data, wanted = self.data, self.data.split(split)
         dim = self.encoder.dim * (2 if self.fusion == "concat" else 1)
-        nothing = {"ids": torch.empty(0, dtype=torch.long), "vectors": torch.empty(0, dim)}
-        mine = self._encoded or [{name: part.to(self.device) for name, part in nothing.items()}]
-        found = joined({name: torch.cat([part[name] for part in mine]) for name in nothing})
-        order = found["ids"].argsort()
-        if found["ids"][order].tolist() != wanted.ids.tolist():
-            raise ValueError(
-                f"{len(found['ids'])} pictures of the split '{split}' were encoded, and it has {len(wanted.ids)}. Set "
-                "trainer.use_distributed_sampler=false, and no limit on batches."
-            )
-        store = Store(found["vectors"][order].cpu(), wanted.ids, "image")
+        store = Store(self._vectors_of_all(split, wanted.ids, dim, "pictures"), wanted.ids, "image")
         self.measures = evaluate_faces(
             store,
             wanted.pairs,

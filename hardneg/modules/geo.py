@@ -13,6 +13,7 @@ from datamodules.geo import places_of
 from hardneg.encoders.base import Encoder
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.metrics.geo import GeoMeasures, evaluate_geo
+from hardneg.modules.pictures import encode_batches
 from hardneg.modules.retrieval import Direction, RetrievalModule
 from miners.base import process_count, process_rank
 from miners.store import Store
@@ -71,9 +72,10 @@ class GeoModule(RetrievalModule):
     def embed_share(self, space: str, encoder: nn.Module | None = None, ids: Tensor | None = None) -> Tensor:
         if space in self.frozen:
             return torch.empty(0)
-        wanted = self._things(space, ids)[0][process_rank() :: process_count()]
+        wanted = self._things(space, ids)[process_rank() :: process_count()]
         used: Any = encoder or self.encoder
-        return encoded(used, self.data, wanted, space, used.dim)
+        batches = self.data.pictures_of(wanted, space)
+        return encode_batches(lambda pictures: used(pictures, space), used, batches, used.dim)
 
     def _evaluate(self, split: str, prefix: str) -> None:
         found = self.data.split(split)
@@ -98,15 +100,3 @@ class GeoModule(RetrievalModule):
             self.measures.distractors,
         )
         self.log_dict({f"{prefix}/{name}": value for name, value in self.measures.means.items()}, batch_size=len(ids))
-
-
-@torch.no_grad()
-def encoded(encoder: nn.Module, data: Any, ids: Tensor, space: str, dim: int) -> Tensor:
-    """(n, dim) of pictures on the CPU, in evaluation mode; workers decode, as in training."""
-    training, device = encoder.training, next(encoder.parameters()).device
-    encoder.eval()
-    try:
-        parts = [encoder(batch.inputs[space].to(device), space).float().cpu() for batch in data.pictures_of(ids, space)]
-    finally:
-        encoder.train(training)
-    return torch.cat(parts) if parts else torch.zeros(0, dim)

@@ -14,17 +14,16 @@ from datamodules.batch import Batch
 from hardneg.encoders.signals import SignalEncoder
 from hardneg.losses import PoolLoss
 from hardneg.metrics.classification import ClassMeasures, evaluate_classes
-from hardneg.modules.base import ContrastiveModule
+from hardneg.modules.evaluated import EvaluatedModule
 from hardneg.modules.gather import in_order
 from miners.base import PoolMiner, process_count, process_rank
 from miners.pool import Block, Items, NegativePool, StepContext
-from miners.store import Store
 
 AGAIN = "{} again"
 """Side of the second view, where there is one modality."""
 
 
-class HARModule(ContrastiveModule):
+class HARModule(EvaluatedModule):
     """Train encoders so that simultaneous windows of two modalities lie together, without labels.
 
     Two modalities: both directions, negatives from the other modality (CMC). One modality: two augmented views of each
@@ -143,32 +142,7 @@ class HARModule(ContrastiveModule):
         windows = self.data.view(ids[process_rank() :: process_count()], space)
         return (encoder or self.encoder).embed(windows, space, self.eval_batch_size)  # type: ignore[operator]
 
-    def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
-        ids = self._things(space, ids)
-        vectors = torch.nn.functional.normalize(in_order(share, len(ids), self.device), dim=1)
-        return Store(vectors, ids, space, key=self.encoder.fingerprint(space), version=version)
-
-    def _things(self, space: str, ids: Tensor | None) -> Tensor:
-        return self.data.everything(space)[0] if ids is None else ids
-
     # ---- evaluation --------------------------------------------------------------------------------------------------
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Nothing: the split is encoded when the epoch ends, with the training windows that it is compared with."""
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Nothing, as in validation."""
-
-    def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self._evaluate(self.data.val_split, "val")
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluate(self.data.test_split, "test")
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Items:
-        (side,) = batch.items
-        return replace(batch.items[side], embeddings=self.encoder(batch.inputs[side], side).float())
 
     def save_pretrained(self, folder: str) -> None:
         """Write the encoder as a folder that ``SignalEncoder.from_pretrained(folder)`` loads."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,11 +17,11 @@ from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.metrics.classification import ClassMeasures
 from hardneg.modules.base import ContrastiveModule
 from hardneg.modules.gather import in_order, joined
+from hardneg.modules.pictures import encode_batches
 from miners.base import PoolMiner, process_count, process_rank
 from miners.draws import generator_for
 from miners.memory_queue import MemoryQueue
 from miners.pool import Block, Items, NegativePool, StepContext
-from miners.store import Store
 
 SHUFFLE = 0x5B4  # stream of the order in which keys are dealt out
 
@@ -155,29 +155,11 @@ class MoCoModule(ContrastiveModule):
 
     def features(self, data: Any, ids: Tensor, space: str) -> Tensor:
         """(n, F) the backbone's features of pictures in evaluation mode, each process its share."""
-        share = _encoded(self.encoder, self.encoder.features, data, ids[process_rank() :: process_count()])
+        batches = data.pictures_of(ids[process_rank() :: process_count()])
+        share = encode_batches(self.encoder.features, self.encoder, batches, self.encoder.backbone.num_features)
         return in_order(share, len(ids), self.device)
 
     def embed_share(self, space: str, encoder: nn.Module | None = None, ids: Tensor | None = None) -> Tensor:
-        ids, used = self._things(space, ids), encoder or self.encoder
-        return _encoded(used, used, self.data, ids[process_rank() :: process_count()])
-
-    def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
-        ids = self._things(space, ids)
-        vectors = torch.nn.functional.normalize(in_order(share, len(ids), self.device), dim=1)
-        return Store(vectors, ids, space, key=self.encoder.fingerprint(space), version=version)
-
-    def _things(self, space: str, ids: Tensor | None) -> Tensor:
-        return self.data.everything(space)[0] if ids is None else ids
-
-
-@torch.no_grad()
-def _encoded(encoder: nn.Module, encode: Callable[[Tensor], Tensor], data: Any, ids: Tensor) -> Tensor:
-    """(n, d) of pictures on the CPU, in evaluation mode; workers decode, as in training."""
-    training, device = encoder.training, next(encoder.parameters()).device
-    encoder.eval()
-    try:
-        parts = [encode(batch.inputs[SPACE].to(device)).float().cpu() for batch in data.pictures_of(ids)]
-    finally:
-        encoder.train(training)
-    return torch.cat(parts) if parts else torch.zeros(0, 1)
+        used: Any = encoder or self.encoder
+        batches = self.data.pictures_of(self._things(space, ids)[process_rank() :: process_count()])
+        return encode_batches(used, used, batches, self.encoder.dim)

@@ -15,9 +15,8 @@ from datamodules.batch import Batch
 from hardneg.encoders.cross import CrossEncoder, PairScorer
 from hardneg.losses import PairwiseLogistic, PoolLoss
 from hardneg.metrics.retrieval import DEPTH, RetrievalMeasures, measure_ranking
-from hardneg.modules.base import ContrastiveModule
-from hardneg.modules.gather import joined
-from miners.base import PoolMiner, process_count, process_rank
+from hardneg.modules.evaluated import EvaluatedModule
+from miners.base import PoolMiner
 from miners.pool import NOBODY, Block, Items, NegativePool, StepContext
 from miners.ragged import Ragged
 from miners.static_negatives import read_lists
@@ -31,7 +30,7 @@ NO_VECTORS = (
 )
 
 
-class RerankingModule(ContrastiveModule):
+class RerankingModule(EvaluatedModule):
     """Train a cross-encoder to put a query's positives before the negatives that sources draw for it.
 
     Negatives are the row's own drawn ones (`StaticNegatives`, from a table of ``hardneg mine``): other rows' documents
@@ -92,7 +91,6 @@ class RerankingModule(ContrastiveModule):
                 "false ones too. Give it another seed, fewer layers, or take WordOverlap."
             )
         self.measures: RetrievalMeasures | None = None
-        self._scored: list[dict[str, Tensor]] = []
         self._lists: dict[str, Ragged] = {}
         self.use_miners()
 
@@ -193,21 +191,6 @@ class RerankingModule(ContrastiveModule):
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._collect(batch, batch_idx, self.data.val_split)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._collect(batch, batch_idx, self.data.test_split)
-
-    def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self._evaluate(self.data.val_split, "val")
-        self._scored = []
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluate(self.data.test_split, "test")
-        self._scored = []
-
     def lists(self, split: str) -> Ragged:
         """The candidates of each query, by query id: what the split judges, and what the table lists."""
         if split not in self._lists:
@@ -227,10 +210,8 @@ class RerankingModule(ContrastiveModule):
         return self._lists[split]
 
     @torch.no_grad()
-    def _collect(self, batch: Batch, batch_idx: int, split: str) -> None:
-        """Score the candidates of every W-th batch of queries; all W processes are handed all of them."""
-        if batch_idx % process_count() != process_rank():
-            return
+    def _collect(self, batch: Batch, split: str) -> dict[str, Tensor]:
+        """Scores of the candidates of a batch of queries."""
         ids = batch.items["query"]._need("ids").cpu()
         lists = self.lists(split).select(ids)
         queries, documents = ids[lists.row_of_value], lists.values  # (pairs,)
@@ -240,16 +221,14 @@ class RerankingModule(ContrastiveModule):
             for start in range(0, len(queries), self.eval_batch_size)
         ]
         found = {"query": queries, "document": documents, "score": torch.cat(scores) if scores else torch.zeros(0)}
-        self._scored.append({name: part.to(self.device) for name, part in found.items()})
+        return {name: part.to(self.device) for name, part in found.items()}
 
     def _evaluate(self, split: str, prefix: str) -> None:
         """Order every query's list by score, and log the usual measures; alike on every process."""
         data = self.data
         ids, _ = data.queries(split)
         nothing = {"query": torch.empty(0).long(), "document": torch.empty(0).long(), "score": torch.empty(0)}
-        mine = self._scored or [{name: part.to(self.device) for name, part in nothing.items()}]
-        found = joined({name: torch.cat([part[name] for part in mine]) for name in nothing})
-        found = {name: part.cpu() for name, part in found.items()}
+        found = {name: part.cpu() for name, part in self._kept_by_all(nothing).items()}
         best_first = found["score"].argsort(descending=True, stable=True)
         row = torch.searchsorted(ids, found["query"][best_first])
         places = Ragged.from_pairs(row, best_first, len(ids)).padded(NOBODY)[:, :DEPTH]  # (Q, k)

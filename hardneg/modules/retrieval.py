@@ -15,8 +15,8 @@ from hardneg.encoders.base import Encoder
 from hardneg.encoders.text import TextEncoder
 from hardneg.losses import PoolLoss
 from hardneg.metrics.retrieval import evaluate_retrieval
-from hardneg.modules.base import ContrastiveModule
-from hardneg.modules.gather import in_order, joined
+from hardneg.modules.evaluated import EvaluatedModule
+from hardneg.modules.gather import in_order
 from hardneg.modules.guide_vectors import kept_store
 from miners.base import PoolMiner, process_count, process_rank
 from miners.pool import Block, Items, NegativePool, StepContext, among
@@ -26,7 +26,7 @@ from miners.store import Store
 Direction = Literal["query_to_document", "document_to_query"]
 
 
-class RetrievalModule(ContrastiveModule):
+class RetrievalModule(EvaluatedModule):
     """Fine-tune a bi-encoder so that a query lies next to its documents.
 
     Args:
@@ -105,7 +105,6 @@ class RetrievalModule(ContrastiveModule):
         if self.frozen:
             provides.add("frozen")
         self.provides = frozenset(provides)
-        self._queries: list[dict[str, Tensor]] = []
         self._corpus: tuple[Any, Store] | None = None
         self.use_miners()
 
@@ -189,7 +188,7 @@ class RetrievalModule(ContrastiveModule):
 
     def _guided(self, guide: Encoder, space: str) -> Store:
         """The guide's vectors of a space: read from its folder, or made, each process its share."""
-        ids, texts = self._things(space, None)
+        ids, texts = self._things(space, None), self._texts(space, None)
 
         def make() -> Store:
             progress = f"guide, {space}" if process_rank() == 0 else None
@@ -215,7 +214,7 @@ class RetrievalModule(ContrastiveModule):
     def embed_share(self, space: str, encoder: nn.Module | None = None, ids: Tensor | None = None) -> Tensor:
         if space in self.frozen:
             return torch.empty(0)
-        ids, texts = self._things(space, ids)
+        texts = self._texts(space, ids)
         progress = f"encode, {space}" if process_rank() == 0 and encoder is None else None
         return (encoder or self.encoder).embed(  # type: ignore[operator]
             texts[process_rank() :: process_count()], space, self.eval_batch_size, progress
@@ -224,11 +223,11 @@ class RetrievalModule(ContrastiveModule):
     def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
         if space in self.frozen:
             return self.frozen[space]
-        return self._joined(space, share, self.encoder, version, self._things(space, ids)[0])
+        return self._joined(space, share, self.encoder, version, self._things(space, ids))
 
-    def _things(self, space: str, ids: Tensor | None) -> tuple[Tensor, Sequence[str]]:
+    def _texts(self, space: str, ids: Tensor | None) -> Sequence[str]:
         data = self.data
-        return data.everything(space) if ids is None else (ids, data.text_of(ids, space))
+        return data.everything(space)[1] if ids is None else data.text_of(ids, space)
 
     def _joined(self, space: str, share: Tensor, encoder: Encoder, version: int, ids: Tensor) -> Store:
         """The shares of all processes, every W-th thing each, as one store."""
@@ -239,49 +238,18 @@ class RetrievalModule(ContrastiveModule):
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._collect(batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._collect(batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self._evaluate(self.data.val_split, "val")
-        self._queries = []
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluate(self.data.test_split, "test")
-        self._queries = []
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Items:
-        (side,) = batch.items
-        return replace(batch.items[side], embeddings=self.encoder(batch.inputs[side], side).float())
-
     def save_pretrained(self, folder: str) -> None:
         """Write the encoder as a folder that ``SentenceTransformer(folder)`` loads."""
         self.encoder.save_pretrained(folder)
 
-    def _collect(self, batch: Batch, batch_idx: int) -> None:
-        """Encode every W-th batch of queries; all W processes are handed all of them."""
-        if batch_idx % process_count() == process_rank():
-            vectors = self.encoder(batch.inputs["query"], "query").float()
-            self._queries.append({"ids": batch.items["query"].ids, "vectors": vectors})  # type: ignore[dict-item]
+    def _collect(self, batch: Batch, split: str) -> dict[str, Tensor]:
+        vectors = self.encoder(batch.inputs["query"], "query").float()
+        return {"ids": batch.items["query"]._need("ids"), "vectors": vectors}
 
     def _collected(self, split: str) -> tuple[Tensor, Tensor]:
         """Ids (Q,) and vectors (Q, d), on the CPU, of the queries of a split that all processes have encoded."""
         ids, _ = self.data.queries(split)
-        nothing = {"ids": torch.empty(0, dtype=torch.long), "vectors": torch.empty(0, self.encoder.dim)}
-        mine = self._queries or [{name: part.to(self.device) for name, part in nothing.items()}]
-        found = joined({name: torch.cat([part[name] for part in mine]) for name in nothing})
-        order = found["ids"].argsort()
-        if found["ids"][order].tolist() != ids.tolist():
-            raise ValueError(
-                f"{len(found['ids'])} queries of the split '{split}' were encoded, and it has {len(ids)}: the loader "
-                "did not hand all of them to every process. Set trainer.use_distributed_sampler=false, and no limit "
-                "on batches."
-            )
-        queries = found["vectors"][order].cpu()
+        queries = self._vectors_of_all(split, ids, self.encoder.dim)
         if self.similarity == "cosine":
             queries = torch.nn.functional.normalize(queries, dim=1)
         return ids, queries

@@ -17,14 +17,13 @@ from hardneg.encoders.tabular import RawFeatures, TabularEncoder
 from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.metrics.anomaly import AnomalyMeasures, evaluate_anomalies
 from hardneg.metrics.classification import ClassMeasures, accuracy_and_macro_f1, evaluate_classes
-from hardneg.modules.base import ContrastiveModule
+from hardneg.modules.evaluated import EvaluatedModule
 from hardneg.modules.gather import in_order
 from miners.base import PoolMiner, process_count, process_rank
 from miners.pool import NOBODY, Block, Items, NegativePool, StepContext
-from miners.store import Store
 
 
-class TabularModule(ContrastiveModule):
+class TabularModule(EvaluatedModule):
     """Train an encoder of rows without labels.
 
     With ``positives`` "rows" all rows of a batch are positives of each other and the drawn side holds the negatives:
@@ -131,28 +130,7 @@ class TabularModule(ContrastiveModule):
         rows = self.data.features[self._things(space, ids)[process_rank() :: process_count()]]
         return (encoder or self.encoder).embed(rows, space, self.eval_batch_size)  # type: ignore[operator]
 
-    def store_of(self, space: str, share: Tensor, version: int, ids: Tensor | None = None) -> Store:
-        ids = self._things(space, ids)
-        vectors = F.normalize(in_order(share, len(ids), self.device), dim=1)
-        return Store(vectors, ids, space, key=self.encoder.fingerprint(space), version=version)
-
-    def _things(self, space: str, ids: Tensor | None) -> Tensor:
-        return self.data.everything(space)[0] if ids is None else ids
-
     # ---- evaluation --------------------------------------------------------------------------------------------------
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Nothing: the split is encoded when the epoch ends, with the training rows that it is compared with."""
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Nothing, as in validation."""
-
-    def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self._evaluate(self.data.val_split, "val")
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluate(self.data.test_split, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Items:
         return replace(batch.items[SPACE], embeddings=self.encoder(batch.inputs[SPACE]).float())

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
+
+from hardneg.report.svg import save_svg
 
 MOST_POINTS = 2000  # of a map; t-SNE takes minutes beyond, and the eye sees no more
 _MARKS = "oxsd^v+*"
@@ -38,7 +39,7 @@ def draw_confusion(truth: Tensor, predicted: Tensor, classes: Sequence[str], fil
     axis.set_xlabel("predicted", fontsize=8)
     axis.set_ylabel("true", fontsize=8)
     axis.set_title(title, fontsize=9, loc="left")
-    return _save(figure, file)
+    return save_svg(figure, file)
 
 
 def draw_map(vectors: Tensor, labels: Tensor, classes: Sequence[str], file: str | Path, title: str = "") -> Path:
@@ -59,7 +60,7 @@ def draw_map(vectors: Tensor, labels: Tensor, classes: Sequence[str], file: str 
     axis.set_yticks([])
     axis.set_title(title, fontsize=9, loc="left")
     figure.legend(loc="outside right upper", fontsize=6.5, frameon=False)
-    return _save(figure, file)
+    return save_svg(figure, file)
 
 
 def _plane(vectors: Tensor) -> NDArray[np.float64]:
@@ -70,11 +71,3 @@ def _plane(vectors: Tensor) -> NDArray[np.float64]:
         return np.pad(vectors.double().numpy()[:, :2], ((0, 0), (0, max(0, 2 - vectors.shape[1]))))
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     return np.asarray(TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors.numpy()))
-
-
-def _save(figure: Figure, file: str | Path) -> Path:
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8") as out:
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-    return file

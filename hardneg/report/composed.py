@@ -10,8 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hardneg.report.activities import _save
-from hardneg.report.faces import _as_shown
+from hardneg.report.svg import as_shown, save_svg
 
 RIGHT, WRONG, ASKED = "tab:green", "tab:red", "black"
 
@@ -44,11 +43,11 @@ def draw_retrievals(shown: Sequence[ShownRetrieval], file: str | Path, title: st
         ]
         pictures.append((each.target, "a right answer", ASKED))
         for axis, (picture, words, colour) in zip(row, pictures, strict=False):
-            axis.imshow(_as_shown(picture), cmap="gray", vmin=0, vmax=255)
+            axis.imshow(as_shown(picture), cmap="gray", vmin=0, vmax=255)
             axis.set_title(words, fontsize=6, color=colour)
             axis.set_frame_on(True)
             for spine in axis.spines.values():
                 spine.set_color(colour)
                 spine.set_linewidth(2.0 if colour != ASKED else 0.5)
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-    return _save(figure, file)
+    return save_svg(figure, file)

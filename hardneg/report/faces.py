@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hardneg.report.activities import _save
+from hardneg.report.svg import as_shown, save_svg
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def draw_roc(similarity: Tensor, same: Tensor, file: str | Path, title: str = ""
     axis.set_xlabel(f"impostor pairs accepted (FAR), of {int((~same).sum()):,}", fontsize=8)
     axis.set_ylabel(f"genuine pairs accepted (TAR), of {int(same.sum()):,}", fontsize=8)
     axis.set_title(title, fontsize=9, loc="left")
-    return _save(figure, file)
+    return save_svg(figure, file)
 
 
 def draw_pairs(impostors: Sequence[ShownPair], genuine: Sequence[ShownPair], file: str | Path, title: str = "") -> Path:
@@ -54,14 +54,9 @@ def draw_pairs(impostors: Sequence[ShownPair], genuine: Sequence[ShownPair], fil
         axis.set_axis_off()
     for row, (kind, pairs) in enumerate((("two people", impostors), ("one person", genuine))):
         for axis, pair in zip(grid[row], pairs, strict=False):
-            both = np.concatenate([_as_shown(pair.first), _as_shown(pair.second)], axis=1)
+            both = np.concatenate([as_shown(pair.first), as_shown(pair.second)], axis=1)
             axis.imshow(both, cmap="gray", vmin=0, vmax=255)
             names = "\n".join(name if len(name) <= 24 else f"…{name[-23:]}" for name in pair.names)
             axis.set_title(f"{kind}, {pair.similarity:.2f}\n{names}", fontsize=6)
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-    return _save(figure, file)
-
-
-def _as_shown(picture: Tensor) -> np.ndarray:
-    array = picture.permute(1, 2, 0).numpy()
-    return array[:, :, 0] if array.shape[2] == 1 else array
+    return save_svg(figure, file)

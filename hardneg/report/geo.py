@@ -11,8 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hardneg.report.activities import _save
-from hardneg.report.faces import _as_shown
+from hardneg.report.svg import as_shown, save_svg
 
 MOST_AREAS = 12  # maps of one picture
 
@@ -55,7 +54,7 @@ def draw_retrieved(queries: Sequence[ShownQuery], file: str | Path, title: str =
         far = "" if query.metres is None else f", {query.metres:,.0f} m" if np.isfinite(query.metres) else ", elsewhere"
         name = query.name if len(query.name) <= 26 else f"…{query.name[-25:]}"
         for axis, picture in zip(row, (query.query, query.right, *query.found), strict=False):
-            axis.imshow(_as_shown(picture), cmap="gray", vmin=0, vmax=255)
+            axis.imshow(as_shown(picture), cmap="gray", vmin=0, vmax=255)
         row[0].set_title(f"{name}\nrank {query.rank:,}{far}", fontsize=6)
         row[1].set_title("right", fontsize=6)
         for place, (axis, grade) in enumerate(zip(row[2:], query.grades, strict=False), start=1):
@@ -64,7 +63,7 @@ def draw_retrieved(queries: Sequence[ShownQuery], file: str | Path, title: str =
             for side in axis.spines.values():
                 side.set(color={1: "C2", 0: "C3", -1: "C1"}[grade], linewidth=2)
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-    return _save(figure, file)
+    return save_svg(figure, file)
 
 
 def draw_errors(
@@ -107,7 +106,7 @@ def draw_errors(
     if drawn is not None:
         figure.colorbar(drawn, ax=grid, shrink=0.8).set_label("metres to the first reference", fontsize=7)
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-    return _save(figure, file)
+    return save_svg(figure, file)
 
 
 def _plane(points: Tensor, numbers: np.ndarray, degrees: bool) -> np.ndarray:
