@@ -103,21 +103,33 @@ class CLIPEncoder(Encoder):
         return out
 
     def fingerprint(self, kind: str) -> str:
-        digest = hashlib.sha256(f"{self.max_tokens} {self.mean.tolist()} {self.scale.tolist()}".encode())
-        hash_weights(digest, self.network)
+        digest = hashlib.sha256(f"{self.mean.tolist()} {self.scale.tolist()}".encode())
+        if kind == "image":  # stays what it is while texts are trained
+            for name, module in self._vision():
+                hash_weights(digest, module, f"{name}.")
+        else:
+            digest.update(f"{self.max_tokens}".encode())
+            hash_weights(digest, self.network)
         return digest.hexdigest()
 
     def freeze_images(self) -> None:
         """Take the gradient from the pictures' tower."""
-        vision: list[nn.Module] = [m for n, m in self.network.named_children() if n.startswith(("vision", "visual"))]
-        for module in vision:
+        for _, module in self._vision():
             module.requires_grad_(False)
+
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments, beside the folder, that make this again."""
+        return {"evaluation_mode": self.evaluation_mode, "max_tokens": self.max_tokens}
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.network.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
         record = {"image_mean": self.mean.flatten().tolist(), "image_std": self.scale.flatten().tolist()}
         (Path(folder) / PREPROCESSOR).write_text(json.dumps(record, indent=1) + "\n")
+
+    def _vision(self) -> list[tuple[str, nn.Module]]:
+        """The parts of the network that a picture's vector depends on, by name."""
+        return [part for part in self.network.named_children() if part[0].startswith(("vision", "visual"))]
 
     def _images(self, pictures: Tensor) -> Tensor:
         if pictures.shape[1:] != (3, self.size, self.size):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hardneg.encoders.base import Encoder, hash_weights
+from hardneg.encoders.clip import CLIPEncoder
 
 WEIGHTS, SETTINGS = "combiner.safetensors", "composed.json"
 
@@ -220,8 +221,10 @@ class ComposedEncoder(Encoder):
             folder / WEIGHTS,
         )
         combiner = {"class": type(self.combiner).__name__, "arguments": self.combiner.settings()}
-        kinds = {name: LOADERS[type(part).__name__] for name, part in parts.items()}
-        (folder / SETTINGS).write_text(json.dumps({"parts": kinds, "combiner": combiner}, indent=1) + "\n")
+        kinds = {name: LOADERS.get(type(part).__name__) for name, part in parts.items()}
+        options = {name: part.settings() for name, part in parts.items() if isinstance(part, CLIPEncoder)}
+        record = {"parts": kinds, "options": options, "combiner": combiner}
+        (folder / SETTINGS).write_text(json.dumps(record, indent=1) + "\n")
         (folder / "hardneg.yaml").write_text(
             "# rebuilds this encoder in a recipe: model.init_args.encoder\n"
             f"class_path: hardneg.encoders.load_composed\ninit_args:\n  folder: {folder.name}\n"
@@ -248,9 +251,12 @@ def load_composed(folder: str, dropout: float | None = None) -> ComposedEncoder:
     parts: dict[str, Encoder] = {}
     for name, loader in settings["parts"].items():
         if loader not in LOADERS.values():
-            raise ValueError(f"{place / SETTINGS}: '{loader}' is none of {sorted(LOADERS.values())}.")
+            raise ValueError(
+                f"{place / SETTINGS}: what reads {name}, '{loader}', is none of {sorted(LOADERS.values())}. Build the "
+                "encoder in code and load its weights."
+            )
         module = importlib.import_module("hardneg.encoders")
-        options = {"dropout": dropout} if loader == "TextEncoder" else {}
+        options = {"dropout": dropout} if loader == "TextEncoder" else settings.get("options", {}).get(name, {})
         parts[name] = getattr(module, loader)(str(place / name), **options)
     kind = {each.__name__: each for each in COMBINERS}.get(settings["combiner"]["class"])
     if kind is None:

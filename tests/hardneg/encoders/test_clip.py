@@ -76,6 +76,27 @@ def test_one_model_for_both_sides_is_saved_read_and_half_frozen(folder: Path, tm
     torch.testing.assert_close(after(inputs, "query"), before(inputs, "query"))
 
 
+def test_texts_do_not_change_the_key_of_pictures(folder: Path) -> None:
+    encoder = CLIPEncoder(str(folder))
+    image, query = encoder.fingerprint("image"), encoder.fingerprint("query")
+    with torch.no_grad():
+        encoder.network.text_projection.weight += 1
+        encoder.network.logit_scale += 1
+    assert encoder.fingerprint("image") == image
+    assert encoder.fingerprint("query") != query
+    with torch.no_grad():
+        encoder.network.visual_projection.weight += 1
+    assert encoder.fingerprint("image") != image
+
+
+def test_how_it_is_used_is_saved_too(folder: Path, tmp_path: Path) -> None:
+    before = ComposedEncoder(CLIPEncoder(str(folder), evaluation_mode=False, max_tokens=5))
+    before.save_pretrained(tmp_path / "model")
+    after = load_composed(str(tmp_path / "model"))
+    assert (after.images.max_tokens, after.images.evaluation_mode) == (5, False)
+    assert after.fingerprint("query") == before.fingerprint("query")
+
+
 def test_errors(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config.json is not in it"):
         CLIPEncoder(str(tmp_path))

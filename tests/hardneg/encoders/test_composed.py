@@ -89,6 +89,16 @@ def test_frozen_pictures_have_no_gradient(tiny_model: Path) -> None:
     assert all(weight.requires_grad for weight in one.combiner.parameters())
 
 
+def test_a_part_of_ones_own_is_saved_and_said_when_it_is_read(tiny_model: Path, tmp_path: Path) -> None:
+    class Mine(ImageEncoder):
+        pass
+
+    one = ComposedEncoder(Mine(IRResNet(18, 16, width=4), 8), TextEncoder(str(tiny_model)))
+    one.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"what reads images, 'None', is none of .*Build the encoder in code"):
+        load_composed(str(tmp_path / "model"))
+
+
 def test_widths_that_do_not_fit(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pictures have 6 numbers, texts 8"):
         encoder(tiny_model, dim=6)
@@ -103,7 +113,7 @@ def test_only_known_parts_are_read(tiny_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "model" / "composed.json"
     settings = json.loads(file.read_text())
     file.write_text(json.dumps(settings | {"parts": {"images": "os.system"}}))
-    with pytest.raises(ValueError, match=r"'os\.system' is none of"):
+    with pytest.raises(ValueError, match=r"'os\.system', is none of"):
         load_composed(str(tmp_path / "model"))
     file.write_text(json.dumps(settings | {"combiner": {"class": "Mine", "arguments": {}}}))
     with pytest.raises(ValueError, match="a combiner of class 'Mine'"):
