@@ -16,6 +16,7 @@ from hardneg.losses import InfoNCE, PoolLoss
 from hardneg.metrics.cir import CIRMeasures, evaluate_cir
 from hardneg.modules.evaluated import EvaluatedModule
 from hardneg.modules.gather import in_order
+from hardneg.modules.retrieval import check_frozen
 from miners.base import PoolMiner, process_count, process_rank
 from miners.in_batch import InBatch
 from miners.pool import Block, Items, NegativePool, StepContext
@@ -49,7 +50,7 @@ class CIRModule(EvaluatedModule):
 
     Raises:
         ValueError: one frozen side alone, or with ``momentum``; a guide with the student's own weights; a store of
-            another width, of another data set, or without a picture that training meets.
+            another width, of other weights, of another data set, or without a picture that training meets.
 
     Source:
         SPN4CIR, arXiv 2404.11317, section 3; stage 1: Baldrati et al. (CLIP4Cir).
@@ -184,8 +185,14 @@ class CIRModule(EvaluatedModule):
             self.guide_stores = {space: self._guided(space) for space in ("image", "query")}
         if not self.frozen:
             return
+        key = self.encoder.fingerprint("image")
         for side, store in self.frozen.items():
-            _check_frozen(store, side, data)
+            check_frozen(store, side, data.training_pictures, data.names("image"))
+            if store.key and store.key != key:
+                raise ValueError(
+                    f"frozen '{side}' was made by other weights than this encoder's, which encode the galleries. "
+                    "Encode the pictures again with this encoder (hardneg predict)."
+                )
         stores = {"image": self.frozen["target"]}
         if self._guide:
             stores[GUIDED + "image"] = self._guided("image", self.frozen["target"].ids)
@@ -271,25 +278,3 @@ class CIRModule(EvaluatedModule):
 
 def _store(given: str | Store) -> Store:
     return given if isinstance(given, Store) else Store.load(given)
-
-
-def _check_frozen(store: Store, side: str, data: Any) -> None:
-    """Compare a frozen store with the training pictures that it is to serve.
-
-    Raises:
-        ValueError: pictures that have no vector, or names that say that the store was made of another data set.
-    """
-    ids = data.training_pictures
-    try:
-        rows = store.positions(ids)
-    except KeyError as error:
-        raise ValueError(f"frozen '{side}': {error.args[0]} Encode this data set with `hardneg predict`.") from error
-    if store.names is None:
-        return
-    theirs = data.names("image")
-    for number, row in zip(ids.tolist(), rows.tolist(), strict=True):
-        if store.names[row] != theirs[number]:
-            raise ValueError(
-                f"frozen '{side}': id {number} is '{store.names[row]}' in the store and '{theirs[number]}' in this "
-                "data set. The store was made of another one; encode this one with `hardneg predict`."
-            )

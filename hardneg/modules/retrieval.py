@@ -181,7 +181,7 @@ class RetrievalModule(EvaluatedModule):
                 self.guide_stores[space] = self._guided(self._guide[0], space)
         if self.frozen:
             for space, store in self.frozen.items():
-                _check_frozen(store, space, self.data)
+                check_frozen(store, space, self.data.everything(space)[0], self.data.names(space))
             for direction in self.directions:
                 for miner in self.chain_of(direction):
                     miner.refresh(self.frozen)
@@ -304,23 +304,26 @@ def _turned(known: Ragged, queries: Items, documents: Items) -> Ragged:
     return Ragged.from_pairs(document, queries.ids[query], len(documents))
 
 
-def _check_frozen(store: Store, space: str, data: Any) -> None:
+def check_frozen(store: Store, side: str, ids: Tensor, names: Sequence[str]) -> None:
     """Compare a frozen store with the data set that it is to serve.
+
+    Args:
+        side: what it is called in messages.
+        ids: (n,) things that it has to hold.
+        names: the data set's; position = id.
 
     Raises:
         ValueError: things that have no vector, or names that say that the store was made of another data set.
     """
-    ids, _ = data.everything(space)
     try:
         rows = store.positions(ids)
     except KeyError as error:
-        raise ValueError(f"frozen '{space}': {error.args[0]} Encode this data set with `hardneg predict`.") from error
+        raise ValueError(f"frozen '{side}': {error.args[0]} Encode this data set with `hardneg predict`.") from error
     if store.names is None:
         return
-    theirs = data.names(space)
     for number, row in zip(ids.tolist(), rows.tolist(), strict=True):
-        if store.names[row] != theirs[number]:
+        if store.names[row] != names[number]:
             raise ValueError(
-                f"frozen '{space}': id {number} is '{store.names[row]}' in the store and '{theirs[number]}' in this "
+                f"frozen '{side}': id {number} is '{store.names[row]}' in the store and '{names[number]}' in this "
                 "data set. The store was made of another one; encode this one with `hardneg predict`."
             )

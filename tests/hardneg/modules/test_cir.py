@@ -197,6 +197,22 @@ def test_a_bank_of_another_data_set_is_refused(folder: Path, tmp_path: Path) -> 
         trainer(tmp_path).fit(CIRModule(encoder(), frozen={"target": other, "reference": other}), data(folder))
 
 
+def test_a_bank_of_other_weights_is_refused(folder: Path, first_stage: Any, tmp_path: Path) -> None:
+    module = CIRModule(encoder(2), miners=[StaticBank()], frozen=dict.fromkeys(("target", "reference"), first_stage[1]))
+    with pytest.raises(ValueError, match=r"'target' was made by other weights .*hardneg predict"):
+        trainer(tmp_path).fit(module, data(folder))
+
+
+def test_stage_2_is_resumed_against_its_bank(folder: Path, first_stage: Any, tmp_path: Path) -> None:
+    """Texts and combiner have moved on; the pictures' key has not."""
+    fit = trainer(tmp_path, 1)
+    fit.fit(second_stage(first_stage, [StaticBank()]), data(folder))
+    fit.save_checkpoint(tmp_path / "one.ckpt")
+    resumed = second_stage(first_stage, [StaticBank()])
+    trainer(tmp_path, 2).fit(resumed, data(folder), ckpt_path=str(tmp_path / "one.ckpt"))
+    assert resumed.batches_trained == 12
+
+
 def test_a_static_bank_without_frozen_pictures_says_what_it_needs() -> None:
     with pytest.raises(ValueError, match=r"StaticBank needs \['frozen'\]"):
         CIRModule(encoder(), miners=[StaticBank()])
