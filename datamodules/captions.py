@@ -66,8 +66,9 @@ class CaptionsDataBase(RowsData):
 
     One training row per pair. Things are numbered together: captions of all pairs first, then pictures, then what was
     made. Pictures whose one caption is the same are one thing, so that none is the other's negative; the captions of
-    one picture are all its positives. Made negatives that equal their pair's caption (normalised) or picture (pixel by
-    pixel) are left out, and counted.
+    one picture are all its positives, and so is what says the same as one of them. Made negatives that equal (texts
+    normalised, pictures pixel by pixel) what is true of their pair are left out, and counted; one that equals a true
+    caption of another pair keeps that caption's id.
 
     Args:
         loading: batch_size, batch_miner, sources, drop_last, eval_batch_size, num_workers, seed; see `RowsData`.
@@ -104,7 +105,7 @@ class CaptionsDataBase(RowsData):
                     self._make(source, rows)
             table = TrainingTable(
                 anchors=self.picture_of[rows],
-                positives=_true_captions(self.content[: self.num_pairs], self.picture_of).select(rows),
+                positives=true_captions(self.content[: self.num_pairs], self.picture_of).select(rows),
                 anchor_content=self.content[self.picture_of[rows]],
                 document_content=self.content,
                 labels=self.families[rows],
@@ -166,7 +167,7 @@ class CaptionsDataBase(RowsData):
     def qrels(self, split: str) -> dict[str, dict[str, int]]:
         """For each pair of a split by name, the captions that are true of its picture: what a report calls right."""
         ids, names = self.queries(split)
-        true = _true_captions(self.content[: self.num_pairs], self.picture_of).select(ids).to_lists()
+        true = true_captions(self.content[: self.num_pairs], self.picture_of).select(ids).to_lists()
         return {
             name: {self.things[caption]: 1 for caption in captions} for name, captions in zip(names, true, strict=True)
         }
@@ -220,15 +221,27 @@ class CaptionsDataBase(RowsData):
         place = torch.full((self.num_pairs,), -1)
         place[rows] = torch.arange(len(rows))
         kept = [one for one in kept if place[one.pair] >= 0]
+        if not kept:
+            raise ValueError(
+                f"GeneratedNegatives(space='{source.space}'): of {len(made)} negatives none is left; all are true of "
+                "their pair, or of pairs that are not trained on. Give others."
+            )
+        # a made caption may be true of others, whose known ones are told by their ids
+        true = {} if pictures else {normalise(text): at for at, text in enumerate(self.pairs.captions)}
         things: dict[str, int] = {}
+        new: dict[str, int] = {}
         for one in kept:
-            things.setdefault(one.picture if pictures else one.caption, len(self.things) + len(things))  # type: ignore[arg-type]
+            name = one.picture if pictures else one.caption
+            assert name is not None
+            if (at := true.get(normalise(name))) is None:
+                at = new.setdefault(name, len(self.things) + len(new))
+            things[name] = at
         ids = torch.tensor([things[one.picture if pictures else one.caption] for one in kept], dtype=torch.long)  # type: ignore[index]
         # what a made picture shows is known where its own caption came along; else it is nobody's equal
         shown = {things[one.picture]: one.caption for one in kept} if pictures else {}  # type: ignore[index]
-        texts = [shown.get(i) if pictures else text for text, i in things.items()]
+        texts = [shown.get(i) if pictures else text for text, i in new.items()]
         content = [UNKNOWN if text is None else content_hash(text) for text in texts]
-        self.things += things
+        self.things += new
         self.content = torch.cat([self.content, torch.tensor(content, dtype=torch.long)])
         kinds = list(dict.fromkeys(one.kind for one in kept))
         number = torch.tensor([kinds.index(one.kind) for one in kept])
@@ -236,17 +249,19 @@ class CaptionsDataBase(RowsData):
         source.use(Ragged.from_pairs(row, ids, len(rows)), Ragged.from_pairs(row, number, len(rows)).values, kinds)
 
     def _without_equals(self, made: Sequence[Made]) -> list[Made]:
-        """What differs from its pair's own caption, or picture; each once per pair."""
+        """What is no true caption of its pair, shows none, and is none of its true pictures; each once per pair."""
+        true = true_captions(self.content[: self.num_pairs], self.picture_of).to_lists()
         kept: dict[tuple[int, Any], Made] = {}
         equal = 0
         pixels: dict[str, bytes] = {}
         for one in made:
-            if one.picture is None:
-                assert one.caption is not None
-                mine, own = normalise(one.caption), normalise(self.pairs.captions[one.pair])
-            else:
-                mine, own = self._pixels(one.picture, pixels), self._pixels(self.pairs.pictures[one.pair], pixels)  # type: ignore[assignment]
-            if mine == own:
+            said = None if one.caption is None else normalise(one.caption)
+            is_true = said in {normalise(self.pairs.captions[at]) for at in true[one.pair]}
+            mine: Any = said
+            if one.picture is not None:
+                mine = self._pixels(one.picture, pixels)
+                is_true |= mine in {self._pixels(self.pairs.pictures[at], pixels) for at in true[one.pair]}
+            if is_true:
                 equal += 1
             else:
                 kept.setdefault((one.pair, mine), one)
@@ -261,15 +276,31 @@ class CaptionsDataBase(RowsData):
         return known[name]
 
 
-def _true_captions(content: Tensor, picture: Tensor) -> Ragged:
-    """For each of N pairs those with the same text or the same picture, as captions; sorted."""
-    pairs = []
-    for key in (content, picture):
-        groups, group = key.unique(return_inverse=True)
-        alike = Ragged.from_pairs(group, torch.arange(len(key)), len(groups)).select(group)
-        pairs.append(alike.row_of_value * len(content) + alike.values)
-    both = torch.cat(pairs).unique()
-    return Ragged.from_pairs(both // len(content), both % len(content), len(content))
+def _with_pictures(captions: Ragged, picture_of: Tensor) -> Ragged:
+    """The lists of captions, and the pictures of these captions: what is no negative in either direction."""
+    rows, values = captions.row_of_value, captions.values
+    return Ragged.from_pairs(torch.cat([rows, rows]), torch.cat([values, picture_of[values]]), len(captions))
+
+
+def true_captions(content: Tensor, picture: Tensor) -> Ragged:
+    """For each of N pairs, which of their captions say what one of its picture's captions says; sorted.
+
+    Args:
+        content: (N,) of each pair's caption; equal = the same text.
+        picture: (N,) of each pair.
+
+    Example:
+        >>> true_captions(torch.tensor([5, 6, 5, 7]), torch.tensor([0, 0, 1, 2])).to_lists()
+        [[0, 1, 2], [0, 1, 2], [0, 2], [3]]
+    """
+    number = len(content)
+    texts, text = content.unique(return_inverse=True)
+    pictures, picture = picture.unique(return_inverse=True)
+    said = (picture * len(texts) + text).unique()  # each text of a picture once
+    of_picture = Ragged.from_pairs(said // max(len(texts), 1), said % max(len(texts), 1), len(pictures)).select(picture)
+    alike = Ragged.from_pairs(text, torch.arange(number), len(texts)).select(of_picture.values)
+    true = (of_picture.row_of_value[alike.row_of_value] * number + alike.values).sort().values
+    return Ragged.from_pairs(true // max(number, 1), true % max(number, 1), number)
 
 
 class CaptionsData(CaptionsDataBase):
@@ -324,7 +355,7 @@ class CaptionsData(CaptionsDataBase):
 
 
 def read_made(path: str | Path, pairs: Captioned, there: set[str] | None = None) -> list[Made]:
-    """Negatives from a table with `pair`, and `caption`, `file` or both, and `kind`.
+    """Negatives from a table with `pair`, and `caption`, `file` or both, and `kind`; of every caption of the picture.
 
     Args:
         there: names of pictures that exist; None checks none.
@@ -333,7 +364,9 @@ def read_made(path: str | Path, pairs: Captioned, there: set[str] | None = None)
         FileNotFoundError: no such table, or a picture that is not there.
         ValueError: an unknown pair, or a line with neither caption nor file; file and line are named.
     """
-    places = {name: at for at, name in enumerate(pairs.pictures)}
+    places: dict[str, list[int]] = {}
+    for at, name in enumerate(pairs.pictures):
+        places.setdefault(name, []).append(at)
     found = []
     for place, fields in read_records(path):
         pair = text_field(place, fields, "pair")
@@ -344,7 +377,7 @@ def read_made(path: str | Path, pairs: Captioned, there: set[str] | None = None)
             raise ValueError(f"{place}: the negative of '{pair}' has neither caption nor file.")
         if picture is not None and there is not None and picture not in there:
             raise FileNotFoundError(f"{place}: there is no picture '{picture}', a negative of '{pair}'.")
-        found.append(Made(places[pair], caption, picture, str(fields.get("kind") or "given")))
+        found += [Made(at, caption, picture, str(fields.get("kind") or "given")) for at in places[pair]]
     return found
 
 
@@ -379,8 +412,7 @@ class CollatePairs:
     def __init__(self, data: CaptionsDataBase, pictures: Tensor, pairs: Tensor, drawn: Sequence[str]) -> None:
         self.read, self.things, self.content = data.pairs.read, data.things, data.content
         self.pictures, self.pairs, self.drawn = pictures, pairs, tuple(drawn)
-        self.known = data.table.positives if drawn or data.batches is not None else None
-        self.first_made, self.picture_ids = data._true_things, data.num_pairs
+        self.known = None if data.batches is None else _with_pictures(data.table.positives, data.picture_of)
         self.is_picture = torch.zeros(len(data.things), dtype=torch.bool)
         self.is_picture[data.num_pairs : data._true_things] = True
         for source in data.sources:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
+from datamodules.captions import true_captions
 from hardneg.encoders.base import Encoder
 from hardneg.losses import PoolLoss
 from hardneg.metrics.compositional import chosen_pairs, compositional_scores
@@ -18,7 +19,8 @@ from hardneg.metrics.retrieval import DEPTH, RetrievalMeasures
 from hardneg.modules.evaluated import EvaluatedModule
 from hardneg.modules.gather import in_order
 from miners.base import PoolMiner, process_count, process_rank
-from miners.pool import Block, Items, NegativePool, StepContext
+from miners.pool import Block, Items, NegativePool, StepContext, among
+from miners.ragged import Ragged
 from miners.store import Store
 
 PAIRS = (("image", "caption"), ("caption", "image"))
@@ -100,7 +102,7 @@ class CaptionsModule(EvaluatedModule):
                     temperature=self.loss.temperature,
                     direction=direction,
                     sides=roles,
-                    known=batch.known.select(own) if right == "caption" else None,  # it lists captions
+                    known=batch.known.select(own),  # captions and pictures: no id is both
                     context=context,
                 )
             )
@@ -131,9 +133,12 @@ class CaptionsModule(EvaluatedModule):
         rows, names = data.queries(split)
         pictures = self.embed("image", data.picture_of[rows].unique()).rows(data.picture_of[rows])
         captions = self.embed("caption", rows).rows(rows)
+        true = true_captions(data.content[rows], data.picture_of[rows])
         found = {
-            "R@1 image to caption": best_is_true(pictures, captions, data.content[rows]),
-            "R@1 caption to image": best_is_true(captions, pictures, data.content[rows]),
+            "R@1 image to caption": best_is_true(pictures, captions, true),
+            "R@1 caption to image": best_is_true(
+                captions, pictures, Ragged.from_pairs(true.values, true.row_of_value, len(rows))
+            ),
         }
         by_query = {name: dict(zip(names, of.tolist(), strict=True)) for name, of in found.items()}
         scored = chosen_pairs(data.families[rows])
@@ -150,12 +155,12 @@ class CaptionsModule(EvaluatedModule):
         self.log_dict({f"{prefix}/{name}": value for name, value in self.measures.means.items()})
 
 
-def best_is_true(left: Tensor, right: Tensor, content: Tensor) -> Tensor:
-    """(N,) 1 where the best of all N on the right has the content of the row's own; a tie with another is wrong."""
+def best_is_true(left: Tensor, right: Tensor, true: Ragged) -> Tensor:
+    """(N,) 1 where the best of all N on the right is on the row's list of true ones; a tie with another is wrong."""
     out = []
     for rows in torch.arange(len(left)).split(RANKED):
         scores = left[rows] @ right.T
-        same = content[rows][:, None] == content[None]
+        same = among(torch.arange(len(right)), true.select(rows))
         others = scores.where(~same, -2.0).amax(1)  # cosines are at least -1
         out.append((scores.where(same, -2.0).amax(1) > others).double())
     return torch.cat(out) if out else torch.zeros(0, dtype=torch.float64)

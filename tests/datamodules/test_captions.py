@@ -12,7 +12,7 @@ from PIL import Image
 from datamodules import CaptionsData, DiagramsData
 from datamodules.batch import Batch
 from miners import ClusterNegatives, GeneratedNegatives
-from miners.caption_edits import NumberEdit
+from miners.caption_edits import NumberEdit, OrderEdit
 
 LINES = [
     ("a.png", "2 red dots", "train", "f"),
@@ -124,6 +124,47 @@ def test_edits_make_captions(folder: Path) -> None:
         of_row.setdefault(int(batch.rows[at]), []).append(text)
     assert sorted(of_row[0]) == ["1 red dots", "3 red dots"]
     assert 3 not in of_row
+
+
+def test_what_is_true_of_a_picture_is_never_made_its_negative(folder: Path) -> None:
+    """d.png has two captions: one is an edit of the other, another picture shows it."""
+    write(
+        folder,
+        [
+            ("a.png", "a red dot", "train", ""),
+            ("d.png", "a red dot and a blue bar", "train", ""),
+            ("d.png", "a blue dot and a red bar", "train", ""),
+            ("e.png", "a red dot and a blue bar", "train", ""),
+        ],
+    )
+    orders = GeneratedNegatives(edits=[OrderEdit([["red", "blue"]])], num_negatives=9)
+    batch = whole(ready(folder, orders))
+    assert batch.rows[batch.items["drawn caption"].rows].tolist() == [3]  # type: ignore[index]
+    give(folder, {"pair": "d.png", "caption": "a blue dot and a red bar"})
+    with pytest.raises(ValueError, match="of 2 negatives none is left; all are true of their pair"):
+        ready(folder, GeneratedNegatives())
+    give(
+        folder,
+        {"pair": "d.png", "file": "g.png", "caption": "a blue dot and a red  bar"},
+        {"pair": "d.png", "file": "h.png", "caption": "a green dot"},
+        {"pair": "d.png", "caption": "A red dot"},
+    )
+    data = ready(folder, GeneratedNegatives(), GeneratedNegatives(space="image"))
+    batch = whole(data)
+    assert data.text_of(batch.items["drawn image"].ids, "image") == ["h.png"] * 2  # type: ignore[arg-type]
+    # of both captions of d.png, and under the id by which a.png knows it for a true one
+    assert batch.items["drawn caption"].ids.tolist() == [0, 0]  # type: ignore[union-attr]
+    assert sorted(batch.rows[batch.items["drawn caption"].rows].tolist()) == [1, 2]  # type: ignore[index]
+
+
+def test_texts_of_one_picture_are_all_its_positives(folder: Path) -> None:
+    write(
+        folder,
+        [("a.png", "one", "train", ""), ("a.png", "two", "train", ""), ("b.png", "One", "train", "")],
+    )
+    data = ready(folder)
+    assert data.table.positives.to_lists() == [[0, 1, 2], [0, 1, 2], [0, 2]]
+    assert whole(data).known.lengths.max() == 6  # three captions, and their pictures
 
 
 def test_evaluation_reads_each_pair_of_a_split(folder: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules import DiagramsData
+from datamodules.captions import Captioned, CaptionsDataBase
 from datamodules.diagrams import COLOURS, RELATIONS, SHAPES
 from hardneg.encoders import ImageEncoder
 from hardneg.encoders.base import Encoder
@@ -15,7 +16,7 @@ from hardneg.encoders.images import ImageBackbone
 from hardneg.losses import InfoNCE
 from hardneg.modules import CaptionsModule
 from hardneg.modules.captions import best_is_true
-from miners import FamilyBatches, GeneratedNegatives, InBatch
+from miners import FamilyBatches, GeneratedNegatives, InBatch, Ragged, Store
 
 WORDS = ("x", *map(str, range(1, 5)), *COLOURS, *SHAPES, *(word for r in RELATIONS for word in r.split()))
 SMALL = {"families": 4, "members": 2, "val_families": 2, "test_families": 2, "negatives": 3, "size": 16}
@@ -147,9 +148,56 @@ def test_it_learns_its_training_pairs_and_families_meet() -> None:
 
 def test_equal_captions_are_right_for_each_other_and_ties_are_wrong() -> None:
     left = torch.eye(3)
-    content = torch.tensor([5, 5, 6])
-    assert best_is_true(left, left[[1, 0, 2]], content).tolist() == [1, 1, 1]
-    assert best_is_true(left, torch.ones(3, 3), torch.arange(3)).tolist() == [0, 0, 0]
+    true = Ragged.from_lists([[0, 1], [0, 1], [2]])
+    assert best_is_true(left, left[[1, 0, 2]], true).tolist() == [1, 1, 1]
+    assert best_is_true(left, torch.ones(3, 3), Ragged.from_lists([[0], [1], [2]])).tolist() == [0, 0, 0]
+
+
+class Several(CaptionsDataBase):
+    """Two pictures, each with two captions; the last caption says what the first one says."""
+
+    def read_pairs(self) -> Captioned:
+        names, captions = ["a", "a", "b", "b"], ["1 x red", "2 x red", "3 x red", "1 x  Red"]
+        return Captioned(names, captions, ["train"] * 4, [""] * 4, lambda name: torch.full((3, 16, 16), ord(name)))
+
+
+class Perfect(CaptionsModule):
+    """Each picture and each of its captions have one vector."""
+
+    def embed(self, space: str, ids: Tensor | None = None) -> Store:
+        assert ids is not None
+        vectors = torch.eye(2)[torch.tensor([0, 0, 1, 1, 0, 1])[ids]]
+        vectors[ids == 3] = vectors[ids == 0] = torch.tensor([0.8, 0.6])  # one text: it cannot know of which picture
+        return Store(vectors, ids, space)
+
+
+def test_a_picture_with_several_captions_is_found_by_each() -> None:
+    data = Several()
+    data.setup("fit")
+    torch.manual_seed(0)
+    model = Perfect(ImageEncoder(Pixels(), dim=16, head="mlp", hidden=32), BagOfWords())
+    found = model.evaluate("train", data).by_query
+    assert list(found["R@1 image to caption"].values()) == [1, 1, 1, 1]
+    assert list(found["R@1 caption to image"].values()) == [1, 1, 1, 1]
+
+
+def test_a_true_picture_is_no_negative_of_a_caption() -> None:
+    """Both pictures are true of "1 x red"; of the other captions, their own alone is known."""
+    data = Several(batch_size=4)
+    model = module()
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    model.log = model.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    model.training_step(batch, 0)
+    true = {0: {4, 5}, 1: {4}, 2: {5}, 3: {4, 5}}
+    images, captions = (batch.items[side].ids.tolist() for side in ("image", "caption"))  # type: ignore[union-attr]
+    pool = next(pool for pool in model.finished if pool.direction == "caption_to_image")
+    for caption, usable in zip(captions, pool.usable.tolist(), strict=True):
+        assert not {picture for picture, used in zip(images, usable, strict=True) if used} & true[caption]
+    pool = next(pool for pool in model.finished if pool.direction == "image_to_caption")
+    for picture, usable in zip(images, pool.usable.tolist(), strict=True):
+        used = {caption for caption, used in zip(captions, usable, strict=True) if used}
+        assert not any(picture in true[caption] for caption in used)
 
 
 def test_mistakes() -> None:
