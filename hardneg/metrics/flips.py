@@ -106,14 +106,13 @@ def first_relevant(
         queries: (Q, d) in the corpus' geometry.
         corpus: all documents.
         relevant: Q lists of ids.
-        depth: how far is looked.
+        depth: how far is looked; may be more than there are documents.
 
     Returns:
         rank (Q,) int64, 1 = best, depth + 1 where none is found; and the id (Q,) that stands first.
     """
-    depth = min(depth, len(corpus))
-    _, ids = TorchIndex(corpus, device=str(device)).search(queries, depth)
+    _, ids = TorchIndex(corpus, device=str(device)).search(queries, min(depth, len(corpus)))
     ids = ids.cpu()
-    found = among(ids, relevant)  # (Q, depth)
+    found = among(ids, relevant)  # (Q, at most depth)
     rank = torch.where(found.any(1), found.int().argmax(1) + 1, depth + 1)
     return rank, ids[:, 0]

@@ -66,6 +66,8 @@ def test_ranks_of_the_best_relevant_document() -> None:
     assert first.tolist() == [7, 11, 9]
     rank, _ = first_relevant(queries, corpus, Ragged.from_lists([[9], [7], [8]]), depth=100)
     assert rank.tolist() == [3, 5, 2]
+    rank, _ = first_relevant(queries, corpus, Ragged.from_lists([[9], [], [99]]), depth=10)
+    assert rank.tolist() == [3, 11, 11]  # not among five documents is not among the first ten
 
 
 def test_messages() -> None:

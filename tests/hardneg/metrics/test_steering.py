@@ -26,6 +26,7 @@ def test_a_steered_query_keeps_its_target_and_avoids_the_rest() -> None:
     assert after == (1.0, 0.5)
     nothing = evaluate_steering(query, on_circle(180), corpus, target, k=99, near=0.99)
     assert nothing == (1.0, 0.0)
+    assert evaluate_steering(query, away, corpus, Ragged.from_lists([[]]), k=99).kept == 0
 
 
 def test_messages() -> None:
