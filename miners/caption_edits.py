@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?!\w|\.\d)")
+NUMBER = re.compile(r"(?<![\w.,])(?:0|[1-9]\d*)(?:\.\d+)?(?!\w|[.,]\d)")  # neither "1,000" nor "007"
 POLYGON = re.compile(r"(?<!\w)[A-Z]{3,}(?!\w)")
 
 

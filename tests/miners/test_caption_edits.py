@@ -19,6 +19,9 @@ def test_numbers_step_and_keep_their_digits() -> None:
     ]
     assert NumberEdit(lowest=1, highest=4)("4 red dots") == ["3 red dots"]
     assert NumberEdit()("version 1.2.3 of p2") == []
+    assert NumberEdit()("1,000 dots of 1,5 mm, agent 007") == []
+    assert NumberEdit()("0.5 cm, 10.") == ["1.5 cm, 10.", "0.5 cm, 9.", "0.5 cm, 11."]
+    assert NumberEdit([1])("2, 3 and 4.") == ["3, 3 and 4.", "2, 4 and 4.", "2, 3 and 5."]
 
 
 def test_attributes_are_whole_words() -> None:
