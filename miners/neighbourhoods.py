@@ -66,10 +66,10 @@ class Neighbourhoods:
 
     @classmethod
     def nearest(cls, vectors: Tensor, size: int, index: str = "auto") -> Neighbourhoods:
-        """The ``size`` nearest others of each of (n, d) vectors, by cosine: all lists are equally long.
+        """The ``size`` nearest others of each of (n, d) vectors, by cosine.
 
         Args:
-            index: as in `miners.build_index`.
+            index: as in `miners.build_index`; where an approximate one finds fewer, a list is shorter.
 
         Raises:
             ValueError: as many neighbours as there are things, or more.
@@ -88,9 +88,11 @@ class Neighbourhoods:
             own = found == rows[:, None]
             own[~own.any(1), -1] = True
             lists.append(found[~own].view(len(rows), size))
-        everyone = torch.arange(number)
-        members = Ragged(torch.arange(0, number * size + 1, size), torch.cat(lists).flatten())
-        return cls(members, everyone, torch.full_like(everyone, -1))
+        near, everyone = torch.cat(lists), torch.arange(number)
+        there = near >= 0  # what an approximate index did not find
+        return cls(
+            Ragged.from_pairs(there.nonzero()[:, 0], near[there], number), everyone, torch.full_like(everyone, -1)
+        )
 
     def __len__(self) -> int:
         return len(self.group)
@@ -98,8 +100,14 @@ class Neighbourhoods:
     @property
     def others(self) -> Tensor:
         """(n,) how many may stand in for each thing."""
-        lengths = torch.cat([self.members.lengths, torch.zeros(1, dtype=torch.long)])  # -1 asks for the last: none
-        return lengths[self.group] - (self.place >= 0).long()
+        return self.others_of(torch.arange(len(self)))
+
+    def others_of(self, things: Tensor) -> Tensor:
+        """(...) how many may stand in for each of ``things`` (...)."""
+        group = self.group[things]
+        start = group.clamp_min(0)
+        lengths = self.members.offsets[start + 1] - self.members.offsets[start]
+        return lengths.where(group >= 0, 0) - (self.place[things] >= 0).long()
 
     def shuffled(self, seed: int = 0) -> Neighbourhoods:
         """The same lists with the things behind them exchanged at random: the control that knows nothing of texts."""
@@ -123,14 +131,16 @@ class Neighbourhoods:
         """
         known = things >= 0
         at = things.clamp_min(0)
-        number, group, place = self.others[at], self.group[at], self.place[at]
+        number, group, place = self.others_of(at), self.group[at], self.place[at]
         how = torch.where(number > 0, NEIGHBOUR, ALONE)
         how = torch.where((coin < mix) | ~known | (group < 0), UNIFORM, how)
         step = (share * number).long()
         step = step + ((place >= 0) & (step >= place)).long()  # over itself
-        values = torch.cat([self.members.values, torch.zeros(1, dtype=torch.long)])
+        uniform = (share * len(self)).long()
+        if not len(values := self.members.values):
+            return uniform, how
         near = values[(self.members.offsets[group.clamp_min(0)] + step).clamp_max(len(values) - 1)]
-        return torch.where(how == NEIGHBOUR, near, (share * len(self)).long()), how
+        return torch.where(how == NEIGHBOUR, near, uniform), how
 
     def chance(self, things: Tensor, drawn: Tensor, mix: float) -> Tensor:
         """(V,) float64 probability that `draw` gives ``drawn`` (V,) for ``things`` (V,).
@@ -138,7 +148,7 @@ class Neighbourhoods:
         ``mix / n + (1 - mix) / others * [drawn is a neighbour]``; 1 / n for things without neighbours. With it,
         ``log(1 / n) - log(chance)`` on a negative's logit turns a softmax over draws back to the uniform target.
         """
-        number, group, size = self.others[things], self.group[things], len(self)
+        number, group, size = self.others_of(things), self.group[things], len(self)
         lists = self.members.select(group.clamp_min(0))
         there = torch.isin(torch.arange(len(things)) * size + drawn, lists.row_of_value * size + lists.values)
         there &= (drawn != things) & (group >= 0)

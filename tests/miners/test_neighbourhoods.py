@@ -106,6 +106,24 @@ def test_nearest_are_a_sort_and_never_oneself() -> None:
     assert near.others.tolist() == [5] * 40
 
 
+def test_what_an_approximate_index_does_not_find_is_nobody() -> None:
+    pytest.importorskip("faiss")
+    vectors = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
+    near = Neighbourhoods.nearest(vectors, 30, "IVF16,Flat")  # it looks into one cell, which holds fewer than 30
+    assert int(near.members.values.min()) >= 0
+    assert int(near.others.min()) < 30
+    everyone = torch.arange(256)
+    ids, how = near.draw(everyone, torch.ones(256), torch.full((256,), 0.999), 0.0)
+    assert bool((ids != everyone)[how == NEIGHBOUR].all())
+    assert int((ids == 255).sum()) < 20, "the last one stands in for what is not there"
+
+
+def test_nobody_has_a_neighbour() -> None:
+    near = Neighbourhoods.from_labels(torch.tensor([-1, -1]))
+    assert near.others.tolist() == [0, 0]
+    assert near.draw(torch.arange(2), torch.ones(2), torch.tensor([0.0, 0.9]), 0.0)[0].tolist() == [0, 1]
+
+
 def test_clusters_find_what_is_apart() -> None:
     centres = torch.eye(3).repeat_interleave(4, 0)
     near = Neighbourhoods.clusters(centres + 0.01 * torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), 3)
