@@ -182,7 +182,7 @@ class CIRModule(EvaluatedModule):
     def on_fit_start(self) -> None:
         data = self.data
         if self._guide and not self.guide_stores:
-            self.guide_stores = {space: self._guided(space) for space in ("image", "query")}
+            self.guide_stores = self._guided()
         if not self.frozen:
             return
         key = self.encoder.fingerprint("image")
@@ -195,18 +195,29 @@ class CIRModule(EvaluatedModule):
                 )
         stores = {"image": self.frozen["target"]}
         if self._guide:
-            stores[GUIDED + "image"] = self._guided("image", self.frozen["target"].ids)
+            stores[GUIDED + "image"] = self.guide_stores["image"]
         for miner in self.chain_of(self.directions[0]):
             miner.refresh(stores)
 
-    def _guided(self, space: str, ids: Tensor | None = None) -> Store:
-        """The guide's vectors of a space, each process its share."""
-        guide = self._guide[0].to(self.device)
-        share = self.embed_share(space, guide, ids)
-        ids = self._things(space, ids)
-        return Store(in_order(share, len(ids), self.device), ids, space, key=guide.fingerprint(space))
+    def _guided(self) -> dict[str, Store]:
+        """The guide's vectors, each process its share: each picture that it is asked for once, and the queries."""
+        guide, asked = self._guide[0].to(self.device), self.data.training_pictures
+        if self.frozen:
+            asked = torch.cat([asked, self.frozen["target"].ids]).unique()
+        stores: dict[str, Store] = {}
+        for space, ids in (("image", asked), ("query", self.data.table.anchors)):
+            share = self.embed_share(space, guide, ids, stores.get("image"))
+            stores[space] = Store(in_order(share, len(ids), self.device), ids, space, key=guide.fingerprint(space))
+        return stores
 
-    def embed_share(self, space: str, encoder: nn.Module | None = None, ids: Tensor | None = None) -> Tensor:
+    def embed_share(
+        self,
+        space: str,
+        encoder: nn.Module | None = None,
+        ids: Tensor | None = None,
+        pictures: Store | None = None,
+    ) -> Tensor:
+        """As in `ContrastiveModule`; ``pictures`` are the encoder's vectors of the references, if there are any."""
         used: Any = encoder or self.encoder
         share = self._things(space, ids)[process_rank() :: process_count()]
         if space == "image":
@@ -215,7 +226,7 @@ class CIRModule(EvaluatedModule):
         references, _, texts = self.data.triplet_of(rows)
         if used is self.encoder and self.frozen:
             pictures = self.frozen["reference"]
-        else:
+        elif pictures is None:
             needed = references.unique()
             pictures = Store(used.embed(self.data.view(needed), "image", self.eval_batch_size), needed, "image")
         return self._composed_all(used, pictures, references, texts)

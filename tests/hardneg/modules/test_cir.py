@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,14 @@ def test_stage_2_encodes_no_picture_and_moves_only_texts_and_combiner(
 ) -> None:
     module = second_stage(first_stage, [StaticBank(chunk_size=5)])
     before = {name: value.clone() for name, value in module.encoder.state_dict().items()}
-    store = Store.load(first_stage[1])
+    written = Store.load(first_stage[1]).vectors.clone()  # the memory map would show what was written to it
     trainer(tmp_path, 1).fit(module, data(folder))
     assert module.encoder.images.backbone.asked == 0
     now = module.encoder.state_dict()
     moved = {name.split(".")[0] for name, value in now.items() if not torch.equal(value, before[name])}
     assert moved == {"own_texts", "combiner"}
-    assert torch.equal(Store.load(first_stage[1]).vectors, store.vectors)
+    assert torch.equal(Store.load(first_stage[1]).vectors, written)
+    assert all(torch.equal(store.vectors, written) for store in module.frozen.values())
 
 
 def test_the_store_is_what_the_combiner_takes(folder: Path, first_stage: Any) -> None:
@@ -124,11 +126,21 @@ def test_the_store_is_what_the_combiner_takes(folder: Path, first_stage: Any) ->
     module = second_stage(first_stage, [StaticBank()])
     of = data(folder)
     of.setup("fit")
+    of.with_pictures = False
     store = Store.load(first_stage[1])
     assert store.names is not None
     live = module.encoder.eval().embed(of.view(store.ids), "image")
     torch.testing.assert_close(store.vectors, live)
     assert not torch.allclose(live.norm(dim=1), torch.ones(len(live)))
+    batch = next(iter(of.train_dataloader()))
+    references, targets = batch.inputs["query"]["ids"], batch.inputs["target"]
+    bank, queries = F.normalize(live, dim=1), module.encoder.compose(live[references], batch.inputs["query"]["text"])
+    wanted = F.cross_entropy(F.normalize(queries, dim=1) @ bank.T / 0.1, targets)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nobody logs without a trainer
+        for miner in module.chain_of("query_to_target"):
+            miner.refresh({"image": store})
+        torch.testing.assert_close(module.training_step(batch, 0), wanted)
 
 
 def test_gist_judges_the_bank_with_the_model_of_stage_1(folder: Path, first_stage: Any, tmp_path: Path) -> None:
@@ -140,6 +152,14 @@ def test_gist_judges_the_bank_with_the_model_of_stage_1(folder: Path, first_stag
     fit = trainer(tmp_path, 1)
     fit.fit(module, data(folder))
     assert float(fit.callback_metrics["train/dropped/gist"]) > 0
+    store = Store.load(first_stage[1])
+    assert guide.images.backbone.asked == len(store)  # each picture once
+    torch.testing.assert_close(module.guide_stores["image"].rows(store.ids), store.vectors)
+    of = data(folder)
+    of.setup("fit")
+    references, _, texts = of.triplet_of(torch.arange(len(of.table)))
+    queries = guide.eval().compose(store.rows(references), texts)
+    torch.testing.assert_close(module.guide_stores["query"].vectors, queries)
     assert not any(name.startswith("guide") for name in module.state_dict())
 
 
