@@ -12,19 +12,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.batch import Batch
+from datamodules.labelled import SPLITS, LabelledData, nested_draw
 from datamodules.recording_files import read_recordings, read_splits
-from datamodules.recordings import UNLABELLED, Recordings, Windows, cut, place_skeletons, resample
-from datamodules.rows import RowsData
+from datamodules.recordings import Recordings, Windows, cut, place_skeletons, resample
 from miners.base import Row, TrainingTable
 from miners.pool import Items
 from miners.ragged import Ragged
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 
-
-class HARData(RowsData):
+class HARData(LabelledData):
     """Train on windows of recordings, and evaluate on recordings that share no subject, scene or session with them.
 
     A training row is a window, in all its modalities: its ids, in the space of each modality, are the same. Recordings
@@ -156,33 +154,14 @@ class HARData(RowsData):
         return self.recordings.modalities
 
     @property
-    def classes(self) -> tuple[str, ...]:
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.recordings.classes
 
-    def ids(self, split: str) -> Tensor:
-        """Windows of a split, ascending (n,).
-
-        Raises:
-            ValueError: a split that is not there.
-        """
-        if split not in self._ids:
-            raise ValueError(
-                f"{self} has no split '{split}'; there are {sorted(self._ids)}. Set data.init_args.splits."
-            )
-        return self._ids[split]
-
-    def labelled(self, share: float | None = None, seed: int | None = None) -> Tensor:
-        """Training windows whose labels may be used (n,): those of a share of the recordings of each class.
-
-        Args:
-            share, seed: None = label_share and label_seed.
-        """
-        rows = self.ids("train")
-        rows = rows[self.labels[rows] != UNLABELLED]
-        share, seed = self.label_share if share is None else share, self.label_seed if seed is None else seed
+    def _drawn(self, rows: Tensor, share: float, seed: int) -> Tensor:
+        """A share of the recordings of each class, with all their windows."""
         groups, of = self.group_of_recording[self.windows.recording[rows]].unique(return_inverse=True)
         label = torch.empty(len(groups), dtype=torch.long).index_copy_(0, of, self.labels[rows])
-        return rows[nested_draw(label, share, seed)[of]]
+        return nested_draw(label, share, seed)[of]
 
     def cut(self, ids: Tensor, space: str) -> Tensor:
         """Windows ``ids`` (n,) of a modality: (n, T, ...) float32 in the sensor's units."""
@@ -228,31 +207,6 @@ class HARData(RowsData):
     def names(self, space: str) -> Sequence[str]:
         """What a report calls each window; position = id."""
         return self._names
-
-    def text_of(self, ids: Tensor | Sequence[int], space: str) -> list[str]:
-        """Class and place of windows, for people."""
-        out = []
-        for i in torch.as_tensor(ids).tolist():
-            label = int(self.labels[i])
-            out.append(f"{self.classes[label] if label >= 0 else 'unlabelled'} · {self._names[i]}")
-        return out
-
-    def queries(self, split: str) -> tuple[Tensor, Sequence[str]]:
-        """Labelled windows of a split, and their texts: what is evaluated, each against the training windows."""
-        ids = self.ids(split)
-        ids = ids[self.labels[ids] != UNLABELLED]
-        if not len(ids):
-            raise ValueError(f"{self}: no window of the split '{split}' has a label; there is nothing to evaluate.")
-        return ids, self.text_of(ids, self.spaces[0])
-
-    def qrels(self, split: str) -> dict[str, dict[str, int]]:
-        """For each evaluated window by name, the labelled training windows of its class: what a report calls right."""
-        train = self.labelled()
-        by_class = {
-            label: dict.fromkeys((self._names[i] for i in train[self.labels[train] == label].tolist()), 1)
-            for label in range(len(self.classes))
-        }
-        return {self._names[i]: by_class[int(self.labels[i])] for i in self.queries(split)[0].tolist()}
 
     def __str__(self) -> str:
         return f"HARData({self.folder})"
@@ -384,22 +338,6 @@ class CollateWindows:
             space=space,
             rows=rows,
         )
-
-
-def nested_draw(labels: Tensor, share: float, seed: int) -> Tensor:
-    """(n,) bool: max(1, floor(share x n_c)) of the n_c things of each class; larger shares contain smaller ones.
-
-    Args:
-        labels: (n,) classes.
-        share: in (0, 1].
-        seed: of the order in which things are taken.
-    """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = order[torch.argsort(labels[order], stable=True)]  # class by class, shuffled inside
-    counts = torch.bincount(labels)
-    rank = torch.empty(len(labels), dtype=torch.long)
-    rank[order] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
-    return rank < (counts * share + 1e-9).floor().long().clamp_min(1)[labels]
 
 
 def _codes(column: Any) -> Tensor:

@@ -32,7 +32,6 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", 
 MOST_BYTES = 1 << 28  # of one packed picture: more is no picture but an attack, or a mistake
 TABLE, ARCHIVE, FOLDER = "metadata.csv", "images.zip", "images"
 CLASS_COLUMNS = ("identity", "label", "class")
-UNLABELLED = -1
 
 
 class Files(Protocol):

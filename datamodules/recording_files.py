@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.labelled import UNLABELLED
 from datamodules.readers import Place, expand, read_records
-from datamodules.recordings import UNLABELLED, Recordings
+from datamodules.recordings import Recordings
 
 LIST = "recordings.csv"
 TIMES = ("time", "timestamp", "t", "ts", "seconds")

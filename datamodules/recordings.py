@@ -13,8 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-UNLABELLED = -1
-
 
 @dataclass(frozen=True)
 class Recordings:

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.batch import Batch
-from datamodules.har import nested_draw
-from datamodules.rows import RowsData
+from datamodules.labelled import LabelledData, nested_draw, rank_in_class
 from datamodules.table_files import Columns, Table, read_tables
 from miners.base import Row, TrainingTable
 from miners.draws import RowGenerator
@@ -26,7 +25,7 @@ SPACE, DRAWN = "row", "drawn"
 """Sides of a batch: the rows, and what sources drew or made for them."""
 
 
-class TabularData(RowsData):
+class TabularData(LabelledData):
     """Train on rows of numbers and categories, without labels or on one class alone.
 
     With ``benign``, only rows of that class are trained on (and numbers are standardised by them alone); evaluation
@@ -140,31 +139,10 @@ class TabularData(RowsData):
         rows = self.ids("train")
         return rows if self.benign is None else rows[self.labels[rows] == self.classes.index(self.benign)]
 
-    def ids(self, split: str) -> Tensor:
-        """Rows of a split, ascending (n,).
-
-        Raises:
-            ValueError: a split that is not there.
-        """
-        if split not in self._ids:
-            raise ValueError(
-                f"{self} has no split '{split}'; there are {sorted(self._ids)}. Set data.init_args.{split}."
-            )
-        return self._ids[split]
-
-    def labelled(self, share: float | None = None, seed: int | None = None) -> Tensor:
-        """Training rows whose labels may be used (n,): a share of each class; None = all."""
-        rows = self.ids("train")
-        return rows if share is None else rows[nested_draw(self.labels[rows], share, seed or 0)]
-
     def few_labels(self, per_class: int, seed: int) -> Tensor:
         """Training rows (n,): so many of each class, fewer where there are not as many; more contain fewer."""
-        rows = self.ids("train")
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        order = order[self.labels[rows][order].argsort(stable=True)]  # class by class, shuffled inside
-        counts = torch.bincount(self.labels[rows], minlength=len(self.classes))
-        place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[self.labels[rows][order]]
-        return rows[order[place < per_class]]
+        rows = self.labelled()
+        return rows[rank_in_class(self.labels[rows], seed) < per_class]
 
     def everything(self, space: str) -> tuple[Tensor, Tensor]:
         """What training meets: ids and rows (N, F)."""
@@ -175,26 +153,17 @@ class TabularData(RowsData):
         """What a report calls each row; position = id."""
         return self._names
 
-    def text_of(self, ids: Tensor | Sequence[int], space: str) -> list[str]:
-        """Class and place of rows, for people."""
-        return [f"{self.classes[int(self.labels[i])]} · {self._names[i]}" for i in torch.as_tensor(ids).tolist()]
-
     def queries(self, split: str) -> tuple[Tensor, Sequence[str]]:
         """Rows of a split that are evaluated: those that are not benign, each against the benign ones; else all."""
+        if self.benign is None:
+            return super().queries(split)
         ids = self.ids(split)
-        if self.benign is not None:
-            ids = ids[self.labels[ids] != self.classes.index(self.benign)]
+        ids = ids[self.labels[ids] != self.classes.index(self.benign)]
         return ids, self.text_of(ids, SPACE)
 
     def qrels(self, split: str) -> dict[str, dict[str, int]]:
         """For each evaluated row by name, the training rows of its class; itself where training has none."""
-        train = self.labelled()
-        by_class = {
-            label: dict.fromkeys((self._names[i] for i in train[self.labels[train] == label].tolist()), 1)
-            for label in range(len(self.classes))
-        }
-        ids = self.queries(split)[0].tolist()
-        return {self._names[i]: by_class[int(self.labels[i])] or {self._names[i]: 1} for i in ids}
+        return {name: right or {name: 1} for name, right in super().qrels(split).items()}
 
     def __str__(self) -> str:
         return f"TabularData({self.train if isinstance(self.train, str) else self.train[0]})"

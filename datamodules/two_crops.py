@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules.batch import Batch
-from datamodules.har import SPLITS, nested_draw
-from datamodules.image_files import UNLABELLED, Pictures, read_pictures
-from datamodules.rows import RowsData
+from datamodules.image_files import Pictures, read_pictures
+from datamodules.labelled import SPLITS, LabelledData
 from miners.base import Row, TrainingTable
 from miners.draws import RowGenerator
 from miners.pool import Items
@@ -69,7 +68,7 @@ class MoCoV2Crop(nn.Module):
         return crop
 
 
-class TwoCropsData(RowsData):
+class TwoCropsData(LabelledData):
     """Train on two crops of each picture, without labels, and evaluate by classes.
 
     Crops are a function of (seed, epoch, row), whoever makes them: a run gives the same on any number of workers and
@@ -171,36 +170,13 @@ class TwoCropsData(RowsData):
         return (SPACE,)
 
     @property
-    def classes(self) -> tuple[str, ...]:
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.pictures.classes
 
     @property
-    def labels(self) -> Tensor:
+    def labels(self) -> Tensor:  # type: ignore[override]
         """(N,) classes by id, -1 unknown."""
         return self.pictures.labels
-
-    def ids(self, split: str) -> Tensor:
-        """Pictures of a split, ascending (n,).
-
-        Raises:
-            ValueError: a split that is not there.
-        """
-        if split not in self._ids:
-            raise ValueError(
-                f"{self} has no split '{split}'; there are {sorted(self._ids)}. Set data.init_args.splits."
-            )
-        return self._ids[split]
-
-    def labelled(self, share: float | None = None, seed: int | None = None) -> Tensor:
-        """Training pictures whose labels may be used (n,): a share of each class.
-
-        Args:
-            share, seed: None = label_share and label_seed.
-        """
-        rows = self.ids("train")
-        rows = rows[self.labels[rows] != UNLABELLED]
-        share, seed = self.label_share if share is None else share, self.label_seed if seed is None else seed
-        return rows[nested_draw(self.labels[rows], share, seed)]
 
     def pictures_of(self, ids: Tensor) -> DataLoader[Batch]:
         """Batches of pictures ``ids`` (n,), cut as in evaluation: the middle, seven eighths of the shorter side."""
@@ -214,29 +190,6 @@ class TwoCropsData(RowsData):
     def names(self, space: str) -> Sequence[str]:
         """The file of each picture; position = id."""
         return self.pictures.names
-
-    def text_of(self, ids: Tensor | Sequence[int], space: str) -> list[str]:
-        """Class and file of pictures, for people."""
-        rows = torch.as_tensor(ids).tolist()
-        kinds = [self.classes[label] if label >= 0 else "unlabelled" for label in self.labels[rows].tolist()]
-        return [f"{kind} · {self.pictures.names[row]}" for kind, row in zip(kinds, rows, strict=True)]
-
-    def queries(self, split: str) -> tuple[Tensor, Sequence[str]]:
-        """Labelled pictures of a split, and their texts: what is evaluated, each against the training pictures."""
-        ids = self.ids(split)
-        ids = ids[self.labels[ids] != UNLABELLED]
-        if not len(ids):
-            raise ValueError(f"{self}: no picture of the split '{split}' has a class; there is nothing to evaluate.")
-        return ids, self.text_of(ids, SPACE)
-
-    def qrels(self, split: str) -> dict[str, dict[str, int]]:
-        """For each evaluated picture by name, the labelled training pictures of its class."""
-        train, names = self.labelled(), self.pictures.names
-        by_class = {
-            label: dict.fromkeys((names[i] for i in train[self.labels[train] == label].tolist()), 1)
-            for label in self.labels[train].unique().tolist()
-        }
-        return {names[i]: by_class.get(int(self.labels[i]), {}) for i in self.queries(split)[0].tolist()}
 
     def __str__(self) -> str:
         return f"TwoCropsData({self.folder})"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datamodules import HARData
-from datamodules.har import nested_draw
+from datamodules.labelled import nested_draw
 from miners import NGAME, NoDuplicates, Ragged, StaticNegatives
 from tests.recordings import ACTIONS, write_packed, write_sensor_files
 
