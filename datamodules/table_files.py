@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 SPLIT = "split"
 """A column of this name says to which split a row belongs."""
+MANY, UNIQUE = 20, 0.5  # a text column with more values than both is a name of the row and no category
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Table:
         numbers: numeric columns, (N,) float64 each, by name in the order of the file.
         texts: categories, (N,) str each, by name.
         labels: (N,) str.
-        names: what each row is called: its file and its number there, from 1.
+        names: what each row is called: its file and its number there, from 1; all different.
         split: (N,) str, or None where no column says it.
     """
 
@@ -74,12 +75,20 @@ def read_tables(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a missing column, a file without rows, other columns than the first file's, a missing number.
+        ValueError: a missing column, a file without rows, other columns than the first file's, a missing number, a
+            column of times or decimals, a split that some files have alone.
     """
     several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    found = [_read(expand(path), label, drop, missing) for path in several]
+    short = [expand(path).name for path in several]
+    called = [name if short.count(name) == 1 else str(path) for name, path in zip(short, several, strict=True)]
+    found = [_read(expand(path), name, label, drop, missing) for path, name in zip(several, called, strict=True)]
     first = found[0]
     for path, table in zip(several, found, strict=True):
+        if (table.split is None) != (first.split is None):
+            raise ValueError(
+                f"one of {several[0]} and {path} alone says of which split its rows are (column '{SPLIT}'). Give all "
+                "of them that column, or none."
+            )
         for kind, ours, theirs in (("number", first.numbers, table.numbers), ("text", first.texts, table.texts)):
             if lacking := sorted(set(ours) ^ set(theirs)):
                 raise ValueError(
@@ -91,11 +100,11 @@ def read_tables(
         {name: np.concatenate([table.texts[name] for table in found]) for name in first.texts},
         np.concatenate([table.labels for table in found]),
         tuple(name for table in found for name in table.names),
-        None if any(table.split is None for table in found) else np.concatenate([table.split for table in found]),
+        None if first.split is None else np.concatenate([table.split for table in found if table.split is not None]),
     )
 
 
-def _read(path: Path, label: str, drop: Sequence[str], missing: str) -> Table:
+def _read(path: Path, called: str, label: str, drop: Sequence[str], missing: str) -> Table:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. Wanted: a .csv, .csv.gz, .parquet or .npz file.")
     if path.suffix == ".npz":
@@ -131,6 +140,11 @@ def _read(path: Path, label: str, drop: Sequence[str], missing: str) -> Table:
             numbers[name] = pc.cast(column, pa.float64()).to_numpy()  # a null becomes NaN
         elif pa.types.is_null(kind):
             numbers[name] = np.full(len(read), np.nan)
+        elif pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+            raise ValueError(
+                f"{path}, column '{name}': holds {kind}, which is neither a number nor a category here. Write it as a "
+                "number, or name it in data.init_args.drop."
+            )
         else:
             texts[name] = _text(column)
     labels = _text(read[label])
@@ -140,8 +154,8 @@ def _read(path: Path, label: str, drop: Sequence[str], missing: str) -> Table:
         numbers,
         texts,
         labels,
-        tuple(f"{path.name} row {row}" for row in range(1, len(read) + 1)),
-        _text(read[SPLIT]) if SPLIT in read.column_names else None,
+        tuple(f"{called} row {row}" for row in range(1, len(read) + 1)),
+        _text(read[SPLIT]) if SPLIT in set(read.column_names) - set(drop) else None,
     )
     return _whole(path, table, missing)
 
@@ -222,7 +236,11 @@ class Columns:
 
     @classmethod
     def fit(cls, table: Table, standardise: bool = True) -> Columns:
-        """Learn mean, standard deviation and values; a constant column has a scale of 1."""
+        """Learn mean, standard deviation and values; a constant column has a scale of 1.
+
+        Raises:
+            ValueError: a text that differs from row to row, each value of which would be a column.
+        """
         names = tuple(table.numbers)
         mean, scale = [0.0] * len(names), [1.0] * len(names)
         if standardise:
@@ -231,6 +249,13 @@ class Columns:
             # a constant's deviation may be round-off
             scale = [s if s > 1e-12 * max(abs(m), 1.0) else 1.0 for m, s in zip(mean, scale, strict=True)]
         values = {name: tuple(np.unique(column).tolist()) for name, column in table.texts.items()}
+        for name, found in values.items():
+            if len(found) > max(MANY, UNIQUE * len(table)):
+                raise ValueError(
+                    f"the column '{name}' has {len(found):,} values in {len(table):,} training rows, such as "
+                    f"'{table.texts[name][0]}' ({table.names[0]}): it names rows, and each value would be a column. "
+                    "Name it in data.init_args.drop."
+                )
         return cls(names, tuple(mean), tuple(scale), values)
 
     def matrix(self, table: Table) -> NDArray[np.float32]:

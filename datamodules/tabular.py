@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.batch import Batch
 from datamodules.labelled import LabelledData, nested_draw, rank_in_class
-from datamodules.table_files import Columns, Table, read_tables
+from datamodules.table_files import SPLIT, Columns, Table, read_tables
 from miners.base import Row, TrainingTable
 from miners.draws import RowGenerator
 from miners.pool import NOBODY, Items
@@ -33,7 +33,8 @@ class TabularData(LabelledData):
 
     Args:
         train: file or files, as `datamodules.table_files.read_tables` reads them. A column "split" (or a graph's
-            arrays) says which rows are of "train", "val" and "test"; otherwise all are of "train".
+            arrays) says which rows are of "train", "val" and "test", and which of none (""); otherwise all are of
+            "train".
         val: of the validation split; None = ``val_share`` of the training files' rows, by class.
         test: of the test split.
         label: column of the class.
@@ -48,7 +49,8 @@ class TabularData(LabelledData):
 
     Raises:
         ValueError: numbers out of range; no row of the benign class; a test split without other classes, or (without
-            ``benign``) with a class that no training row has; a split without rows.
+            ``benign``) with a class that no training row has; a split without rows; splits that a column names and
+            other files too.
     """
 
     features: Tensor
@@ -178,10 +180,20 @@ class TabularData(LabelledData):
             if paths is not None
         }
         train = tables["train"]
-        if train.split is not None and len(tables) == 1:
+        named = [name for name, table in tables.items() if table.split is not None]
+        if named and len(tables) > 1:
+            raise ValueError(
+                f"{self}: the files of '{named[0]}' say of which split their rows are (column '{SPLIT}'), and so does "
+                "data.init_args. Give data.init_args.train alone, or name the column in data.init_args.drop."
+            )
+        if train.split is not None:
             known = train.split
+            if strange := sorted(set(known.tolist()) - {*parts, ""}):
+                raise ValueError(
+                    f"{self}: the column '{SPLIT}' says '{strange[0]}'; wanted {', '.join(parts)}, or nothing."
+                )
             tables = {name: train.take(known == name) for name in parts if (known == name).any()}
-            if self.all_rows and (rest := ~np.isin(known, list(parts))).any():
+            if self.all_rows and (rest := known == "").any():
                 tables["rest"] = train.take(rest)
             if "train" not in tables:
                 raise ValueError(f"{self}: no row is of the split 'train'; there are {sorted(set(known.tolist()))}.")

@@ -37,6 +37,46 @@ def test_several_files_are_one_table(tmp_path: Path) -> None:
     assert table.names[3] == "b.csv row 1"
 
 
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in "uv":
+        (tmp_path / name).mkdir()
+    files = [str(write_csv(tmp_path / f"{name}.csv", ROWS, NAMES)) for name in ("u/f", "v/f", "g")]
+    names = read_tables(files, "Label").names
+    assert names[::3] == (f"{files[0]} row 1", f"{files[1]} row 1", "g.csv row 1")
+    assert len(set(names)) == 9
+
+
+def test_a_split_is_of_all_files_or_of_none(tmp_path: Path) -> None:
+    rows = [[1, "train", "a"], [2, "test", "b"]]
+    both = [write_csv(tmp_path / "a.csv", rows, ["x", "split", "label"])]
+    both.append(write_csv(tmp_path / "b.csv", [[1, "a"]], ["x", "label"]))
+    with pytest.raises(ValueError, match=r"one of .*a.csv and .*b.csv alone says of which split"):
+        read_tables([str(file) for file in both], "label")
+    table = read_tables(both[0], "label", drop=["split"])
+    assert table.split is None
+    assert list(table.numbers) == ["x"]
+
+
+def test_what_is_neither_number_nor_category_is_refused(tmp_path: Path) -> None:
+    dated = write_csv(tmp_path / "dated.csv", [["2017-07-03 08:55:58", "a"]], ["time", "label"])
+    with pytest.raises(ValueError, match=r"dated.csv, column 'time': holds timestamp\[s\].*data.init_args.drop"):
+        read_tables(dated, "label")
+    assert read_tables(dated, "label", drop=["time"]).labels.tolist() == ["a"]
+    columns = pa.table({"price": pa.array([1, 2], pa.decimal128(8, 2)), "label": ["a", "b"]})
+    pq.write_table(columns, tmp_path / "priced.parquet")
+    with pytest.raises(ValueError, match="column 'price': holds decimal128"):
+        read_tables(tmp_path / "priced.parquet", "label")
+
+
+def test_names_of_rows_are_no_categories(tmp_path: Path) -> None:
+    rows: list[list[object]] = [[f"flow-{row}", f"host {row % 20}", row, "a"] for row in range(30)]
+    table = read_tables(write_csv(tmp_path / "ids.csv", rows, ["flow", "host", "x", "label"]), "label")
+    with pytest.raises(ValueError, match=r"'flow' has 30 values in 30 training rows, such as 'flow-0' \(ids.csv row 1"):
+        Columns.fit(table)
+    without = read_tables(tmp_path / "ids.csv", "label", drop=["flow"])
+    assert Columns.fit(without).matrix(without).shape == (30, 21)
+
+
 @pytest.mark.parametrize("value", ["", "nan", "inf", "-inf"])
 def test_missing_numbers_leave_with_their_labels(tmp_path: Path, value: str, caplog: pytest.LogCaptureFixture) -> None:
     rows = [list(row) for row in ROWS]

@@ -87,6 +87,22 @@ def test_classes_without_a_benign_one(tmp_path: Path) -> None:
     assert torch.equal(batch.items["row"].labels, masked.labels[batch.items["row"].ids])
 
 
+def test_rows_of_a_split_are_never_trained_on_as_others(tmp_path: Path) -> None:
+    names = ["x", "split", "label"]
+    splits = ["train", "train", "test", ""]
+    rows: list[list[object]] = [[row, splits[row % 4], "ab"[row // 4 % 2]] for row in range(32)]
+    data = ready(TabularData(str(write_csv(tmp_path / "all.csv", rows, names)), val_share=0.5, batch_size=2))
+    number = [int(name.split()[-1]) - 1 for name in data.names("row")]
+    trained = {number[row] for row in data.training_rows.tolist()}
+    assert all(splits[row % 4] == "train" for row in trained)
+    assert len(data.features) == 24  # what is of no split is left out
+    with pytest.raises(ValueError, match=r"files of 'train' say of which split their rows are \(column 'split'\)"):
+        ready(TabularData(str(tmp_path / "all.csv"), test=str(tmp_path / "all.csv")))
+    rows[5][1] = "training"
+    with pytest.raises(ValueError, match="the column 'split' says 'training'; wanted train, val, test, or nothing"):
+        ready(TabularData(str(write_csv(tmp_path / "typo.csv", rows, names))))
+
+
 def test_few_labels_are_nested_and_balanced(tmp_path: Path) -> None:
     data = ready(one_class(write_flows(tmp_path)))
     few, more = data.few_labels(3, 0), data.few_labels(5, 0)
