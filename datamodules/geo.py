@@ -127,7 +127,7 @@ class GeoData(RowsData):
                     "out. Set data.init_args.batch_size lower."
                 )
             positives, semi = split.positives, split.semi_positives
-            self._known = _joined(positives, semi)
+            self._known = positives.joined(semi)
             table = TrainingTable(
                 split.queries,
                 positives,
@@ -358,12 +358,6 @@ def places_of(split: GeoSplit) -> tuple[Places, Places] | None:
     if pairs.query_places is None or pairs.reference_places is None:
         return None
     return pairs.query_places, pairs.reference_places
-
-
-def _joined(one: Ragged, other: Ragged) -> Ragged:
-    """Both lists of each row."""
-    rows = torch.cat([one.row_of_value, other.row_of_value])
-    return Ragged.from_pairs(rows, torch.cat([one.values, other.values]), len(one))
 
 
 def _content(pictures: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from miners.base import BatchMiner, TrainingTable
+from miners.base import BatchMiner, TrainingTable, process_rank
 from miners.ngame import alike_on_all
 from miners.no_duplicates import _keys_of
 from miners.pool import NOBODY, among
@@ -225,6 +225,8 @@ class SimilarityTable(NeighbourTable):
             yield rows, index.search(anchors.rows(self.table.anchors[rows]), k)[1].cpu()
 
     def state_dict(self) -> dict[str, Any]:
+        if process_rank() == 0:  # whose table is used, and saved: embeddings that wait for an epoch would be lost
+            self.prepare()
         return {"near": self.near, "made_at": self.made_at}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -251,7 +253,8 @@ class NeighbourBatches(BatchMiner):
         batch_size, drop_last, seed: as in `BatchMiner`.
 
     Raises:
-        ValueError: numbers out of range, tables in another order than their epochs.
+        ValueError: numbers out of range, a range shorter than the companions (perhaps only in ``attach``, which knows
+            the batch), tables in another order than their epochs.
 
     Source:
         Sample4Geo, arXiv 2303.11851, section 3.3, and its code's ``shuffle``: 128 rows, 64 neighbours of a range of
@@ -284,12 +287,19 @@ class NeighbourBatches(BatchMiner):
             )
         self.neighbour_select, self.neighbour_range = neighbour_select, neighbour_range
         self.forbid = forbid
+        self._select = 2
         self._meetings: _Meetings | None = None
 
     def attach(self, table: TrainingTable) -> None:
         super().attach(table)
-        depth = self.neighbour_range or max(self._global_batch_size(), self.neighbour_select or 2)
-        left_out = _both(table.positives, table.semi_positives) if self.forbid and table.semi_positives else None
+        self._select = self.neighbour_select or max(self._global_batch_size() // 2, 2)
+        depth = self.neighbour_range or max(self._global_batch_size(), self._select)
+        if self.tables and depth < self._select:
+            raise ValueError(
+                f"NeighbourBatches(neighbour_range={depth}): half of {self._select} companions, which is half of a "
+                f"batch, would be drawn from a list of {depth}. Set neighbour_select to at most {depth}."
+            )
+        left_out = table.positives.joined(table.semi_positives) if self.forbid and table.semi_positives else None
         for each in self.tables:
             each.attach(table, depth, left_out)
         self._meetings = _Meetings(table, self.forbid)
@@ -354,7 +364,6 @@ class NeighbourBatches(BatchMiner):
         """
         assert self._meetings is not None
         batches = _Batches(self._meetings, order, self._global_batch_size())
-        select = self.neighbour_select or max(batches.size // 2, 2)
         waiting: deque[int] = deque(order.tolist())
         later: list[int] = []
         while waiting:
@@ -365,7 +374,7 @@ class NeighbourBatches(BatchMiner):
                 later.append(row)
                 continue
             if near is not None and batches.now:
-                chosen = half_nearest_half_random(near[row][near[row] >= 0], select, random)
+                chosen = half_nearest_half_random(near[row][near[row] >= 0], self._select, random)
                 for document in chosen[batches.free[chosen] > 0].tolist():
                     if batches.add_one_of(document) and not batches.now:
                         break
@@ -393,12 +402,6 @@ def _shuffled(rows: Ints, random: np.random.Generator) -> Ints:
     return random.permutation(rows)
 
 
-def _both(one: Ragged, other: Ragged) -> Ragged:
-    """Both lists of each row."""
-    rows = torch.cat([one.row_of_value, other.row_of_value])
-    return Ragged.from_pairs(rows, torch.cat([one.values, other.values]), len(one))
-
-
 def _first_of(lists: Ragged) -> Tensor:
     """(N,) the first value of each list; -1 where it is empty."""
     values = torch.cat([lists.values, lists.values.new_full((1,), NOBODY)])
@@ -411,11 +414,14 @@ class _Lists:
     def __init__(self, lists: Ragged) -> None:
         self.offsets, self.values = lists.offsets.tolist(), lists.values.numpy()
 
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
     def __getitem__(self, row: int) -> Ints:
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
-    def of(self, rows: Ints) -> list[Ints]:
-        return [self[row] for row in rows.tolist()]
+    def of(self, rows: Sequence[int]) -> list[Ints]:
+        return [self[row] for row in rows]
 
 
 class _Meetings:
@@ -424,14 +430,13 @@ class _Meetings:
     def __init__(self, table: TrainingTable, forbid: bool) -> None:
         rows, keys = _keys_of(table)
         documents = 1 + int(table.positives.values.max()) if len(table.positives.values) else 0
+        self.pairs = table.positives.row_of_value.numpy(), table.positives.values.numpy()
         self.positives = _Lists(table.positives)
         self.holders = _Lists(Ragged.from_pairs(table.positives.values, table.positives.row_of_value, documents))
-        self.held = np.bincount(table.positives.values.numpy(), minlength=documents)
+        self.documents = documents
         number = 1 + int(keys.max()) if len(keys) else 0
-        self.keys, self.with_key = (
-            _Lists(Ragged.from_pairs(rows, keys, len(table))),
-            _Lists(_turned(rows, keys, number)),
-        )
+        self.keys = Ragged.from_pairs(rows, keys, len(table)).to_lists()
+        self.with_key = _Lists(_turned(rows, keys, number))
         shared = torch.bincount(keys, minlength=number) > 1
         self.alone = torch.ones(len(table), dtype=torch.bool)  # rows that may meet everybody
         self.alone[rows[shared[keys]]] = False
@@ -450,7 +455,7 @@ class _Meetings:
         """Rows that ``row`` may not meet; perhaps itself, perhaps some of them twice."""
         found = self.with_key.of(self.keys[row])
         if self.semi is not None:
-            found += self.holders.of(self.semi[row]) + self.shunned_by.of(self.positives[row])
+            found += self.holders.of(self.semi[row].tolist()) + self.shunned_by.of(self.positives[row].tolist())
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
@@ -470,16 +475,19 @@ class _Batches:
         self.batch_of[order] = WAITING
         self.place = np.zeros(rows, np.int64)
         self.place[order] = np.arange(len(order))  # the order is random: the earliest of several rows is a random one
-        self.free = meetings.held.copy()  # by document, rows that hold it and wait
-        for row in np.flatnonzero(self.batch_of == NOT_HERE).tolist():
-            self.free[meetings.positives[row]] -= 1
+        owners, documents = meetings.pairs
+        waits = self.batch_of[owners] == WAITING
+        self.free = np.bincount(documents[waits], minlength=meetings.documents)  # by document, rows that hold it
+        # numbers of the last batch that a key, a document, or a document as a semi-positive has come into
+        self.taken = [NOT_HERE] * len(meetings.with_key)
+        self.held, self.shunned = (np.full(meetings.documents, NOT_HERE) for _ in range(2))
         self.done: list[list[int]] = []
         self.now: list[int] = []
 
     def add(self, row: int) -> bool:
         """Put a waiting row into the present batch, and close that when it is full; False where it may not be there."""
         number = len(self.done)
-        if not self.alone[row] and bool((self.batch_of[self.meetings.of(row)] == number).any()):
+        if not self.alone[row] and not self._take(row, number):
             return False
         self.now.append(row)
         self.batch_of[row] = number
@@ -489,8 +497,24 @@ class _Batches:
             self.now = []
         return True
 
+    def _take(self, row: int, number: int) -> bool:
+        """Note that a row comes into the present batch, unless it meets its like there: then False."""
+        keys, positives, semi = self.meetings.keys[row], self.meetings.positives[row], self.meetings.semi
+        if any(self.taken[key] == number for key in keys):
+            return False
+        if semi is not None:
+            if bool((self.held[semi[row]] == number).any() or (self.shunned[positives] == number).any()):
+                return False
+            self.shunned[semi[row]] = number
+        self.held[positives] = number
+        for key in keys:
+            self.taken[key] = number
+        return True
+
     def add_one_of(self, document: int) -> bool:
         """Put a waiting row of a document into the present batch, whichever may be there."""
+        if len(self.done) in (self.held[document], self.shunned[document]):
+            return False  # none of them may
         rows = self.meetings.holders[document]
         rows = rows[self.batch_of[rows] == WAITING]
         return any(self.add(row) for row in rows[self.place[rows].argsort()].tolist())

@@ -81,6 +81,11 @@ class Ragged:
         within = torch.arange(int(offsets[-1]), device=rows.device) - torch.repeat_interleave(offsets[:-1], lengths)
         return Ragged(offsets, self.values[torch.repeat_interleave(self.offsets[rows], lengths) + within])
 
+    def joined(self, other: Ragged) -> Ragged:
+        """Both lists of each row, the other's behind."""
+        rows = torch.cat([self.row_of_value, other.row_of_value])
+        return Ragged.from_pairs(rows, torch.cat([self.values, other.values]), len(self))
+
     def padded(self, fill: int = -1) -> Tensor:
         """(B, longest) the lists as a rectangle, ``fill`` behind the end of the shorter ones."""
         width = int(self.lengths.max()) if len(self) else 0

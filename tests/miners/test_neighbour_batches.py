@@ -258,6 +258,39 @@ def test_the_switch_and_the_refresh_are_the_papers() -> None:
     assert made == [None] * 4 + [4] * 4 + [8] * 4 + [12]
 
 
+def test_embeddings_that_wait_for_an_epoch_survive_a_stop() -> None:
+    """A table is due, and the checkpoint comes before the epoch that is arranged by it."""
+    vectors = Store(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), space="query")
+    runs = []
+    for stopped in (False, True):
+        miner = NeighbourBatches([SimilarityTable(1, index="torch")], batch_size=8)
+        miner.attach(table(30))
+        list(miner)
+        miner.set_epoch(1)
+        miner.refresh({"query": vectors, "document": vectors})
+        if stopped:
+            state = miner.state_dict()
+            assert state["tables"][0]["near"] is not None
+            miner = NeighbourBatches([SimilarityTable(1, index="torch")], batch_size=8)
+            miner.attach(table(30))
+            miner.load_state_dict(state)
+        runs.append(list(miner))
+    assert runs[0] == runs[1]
+
+
+def test_rows_of_one_positive_are_not_compared_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(*_: object) -> None:
+        raise AssertionError("a row was compared with all of its like")
+
+    monkeypatch.setattr(module._Meetings, "of", of)
+    positives = [[0] if row % 10 == 0 else [row] for row in range(400)]
+    miner = NeighbourBatches([Fixed([[0, (row + 1) % 400] for row in range(400)])], 2, 2, batch_size=4, drop_last=True)
+    miner.attach(table(400, positives=positives))
+    batches = list(miner)
+    assert all(sum(row % 10 == 0 for row in batch) <= 1 for batch in batches)
+    assert sum(map(len, batches)) == 400
+
+
 def test_batches_are_harder_than_shuffled_ones() -> None:
     coordinates = torch.rand(256, 2, generator=torch.Generator().manual_seed(0))
 
@@ -287,6 +320,10 @@ def test_messages() -> None:
         NeighbourBatches([], neighbour_select=1)
     with pytest.raises(ValueError, match="come from the range, which has to be as long"):
         NeighbourBatches([], neighbour_select=64, neighbour_range=32)
+    with pytest.raises(
+        ValueError, match=r"neighbour_range=16\): half of 64 companions.*neighbour_select to at most 16"
+    ):
+        NeighbourBatches([SimilarityTable()], neighbour_range=16, batch_size=128).attach(table(4))
     with pytest.raises(ValueError, match="refresh_interval=0"):
         SimilarityTable(refresh_interval=0)
     with pytest.raises(ValueError, match="first_epoch=-1"):
