@@ -283,6 +283,7 @@ def _copies(rows: Items, drawn: Items) -> Items:
     if len(drawn) != len(rows) or not torch.equal(drawn.rows, torch.arange(len(rows), device=drawn.rows.device)):
         raise ValueError(
             f"positives='copies' wants one corrupted copy of each of the {len(rows)} rows, and got {len(drawn)} drawn "
-            "rows. Set data.init_args.sources to AugmentedNegatives with per_anchor: 1 alone."
+            "rows. Set data.init_args.sources to AugmentedNegatives with per_anchor: 1 alone, and a corruption that "
+            "changes every row: Resample's law 'zero' makes no copy of a row of zeros."
         )
     return replace(drawn, ids=rows.ids, labels=rows.labels)

@@ -81,8 +81,7 @@ def test_every_copy_is_changed_and_nothing_else_is(share: float, law: str, colum
     assert torch.equal(x, before)
     assert made.rows.tolist() == list(range(9)) * per_anchor
     changed = (made.inputs != x.repeat(per_anchor, 1)).sum(1)
-    if law != "marginal":  # another row may have the same value: this one itself
-        assert bool((changed >= 1).all())
+    assert bool((changed >= 1).all())
     if share == 1:
         assert law == "marginal" or bool((changed == columns).all())
     assert torch.equal(source.corrupt(x, rows, RowGenerator(1, 2)).inputs, made.inputs)
@@ -123,6 +122,46 @@ def test_constants_stay_and_a_category_drawn_as_it_was_is_no_change() -> None:
     assert 0 < int((made[:, 1] != x[:, 1]).sum()) < 60
 
 
+def binary(rows: int, columns: int, share: float = 0.05) -> Tensor:
+    return (torch.rand(rows, columns, generator=torch.Generator().manual_seed(0)) < share).float()
+
+
+@pytest.mark.parametrize("law", ["marginal", "uniform", "zero"])
+def test_no_copy_of_rare_ones_is_unchanged(law: str, caplog: pytest.LogCaptureFixture) -> None:
+    x = binary(2000, 12)
+    corruption = Resample(0.1, law)  # type: ignore[arg-type]
+    source = AugmentedNegatives(corruption)
+    source.attach(table(x))
+    made = source.corrupt(x, torch.arange(2000), RowGenerator(0, 0))
+    changed = (made.inputs != x[made.rows]).sum(1)
+    assert int(changed.min()) >= 1
+    zeros = (x == 0).all(1)
+    assert made.rows.tolist() == ((~zeros).nonzero()[:, 0] if law == "zero" else torch.arange(2000)).tolist()
+    assert corruption.unchanged == (float(zeros.double().mean()) if law == "zero" else 0)
+    if law == "marginal":
+        assert bool(torch.isin(made.inputs, torch.tensor([0.0, 1])).all())
+        assert 0.5 < corruption.forced < 1  # a draw of a share of 0.1 is nearly always the 0 that stood there
+        assert f"none becomes another in {100 * corruption.forced:.0f} % of the rows" in caplog.text
+    if law == "zero":
+        assert f"in {100 * corruption.unchanged:.0f} % nothing can change" in caplog.text
+
+
+def test_rare_categories_change_too() -> None:
+    codes = (torch.arange(300) % 50 == 0).long() * (1 + torch.arange(300) // 50 % 2)
+    x = torch.cat([torch.full((300, 1), 3.0), torch.eye(3)[codes]], 1)
+    source = AugmentedNegatives(Resample(0.1))
+    source.attach(table(x, torch.tensor([0, 1, 1, 1])))
+    made = copies(source, x, torch.arange(300))
+    assert len(made) == 300
+    assert bool((made[:, 1:].sum(1) == 1).all())
+    assert bool((made != x).any(1).all())
+
+
+def test_nothing_that_can_change() -> None:
+    with pytest.raises(ValueError, match=r"Resample\(law='marginal'\) can change no row"):
+        Resample(law="marginal").attach(table(torch.ones(4, 2)))
+
+
 def test_marginal_takes_values_that_there_are() -> None:
     x = normal(50, 3)
     source = AugmentedNegatives(Resample(1.0, "marginal"))
@@ -149,8 +188,10 @@ def test_few_features_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         Resample(0.1).attach(table(normal(5, 72)))
         assert not caplog.records
-        Resample(0.1).attach(table(normal(5, 6)))
-    assert "of 6 features that vary, none is drawn in 53 % of the rows" in caplog.text
+        corruption = Resample(0.1)
+        corruption.attach(table(normal(4000, 6)))
+    assert corruption.forced == pytest.approx(0.9**6, abs=0.03)
+    assert "of 6 features that vary, none becomes another in 5" in caplog.text
 
 
 def test_messages() -> None:
