@@ -47,7 +47,7 @@ class GeoMeasures(RetrievalMeasures):
 
 @dataclass(frozen=True)
 class GeoRanks:
-    """(Q,) each: ranks with ties in favour and against, average precision."""
+    """(Q,) each: ranks with ties in favour and against, average precision (empty where nobody asked for it)."""
 
     ranks: Tensor
     against: Tensor
@@ -55,7 +55,11 @@ class GeoRanks:
 
 
 def rank_references(
-    queries: Tensor, references: Tensor, positives: Ragged, left_out: Ragged | None = None, junk: Tensor | None = None
+    queries: Tensor,
+    references: Tensor,
+    positives: Ragged,
+    left_out: Ragged | None = None,
+    precision: bool = True,
 ) -> GeoRanks:
     """Where each query's best right reference stands, and the average precision of all of them.
 
@@ -67,7 +71,7 @@ def rank_references(
         queries, references: (Q, d), (M, d) unit vectors.
         positives: Q lists of rows of ``references``, none empty.
         left_out: Q lists of rows that do not exist for a query; None = all exist.
-        junk: (M,) bool, rows that exist for nobody.
+        precision: whether average precision is wanted too.
 
     Raises:
         ValueError: a query without a right reference, or all of whose right references are left out.
@@ -80,15 +84,14 @@ def rank_references(
         scores = queries[rows] @ references.T  # (b, M)
         right = among(everything, positives.select(rows))
         gone = torch.zeros_like(right) if left_out is None else among(everything, left_out.select(rows))
-        if junk is not None:
-            gone = gone | junk
         right, scores = right & ~gone, scores.masked_fill(gone, -torch.inf)
         if not bool(right.any(1).all()):
             row = start + int((~right.any(1)).nonzero()[0])
             raise ValueError(f"query {row} has no right reference in the gallery; leave it out.")
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         others = ~right & ~gone
-        parts.append((((scores > best) & others).sum(1), ((scores >= best) & others).sum(1), _precision(scores, right)))
+        areas = _precision(scores, right) if precision else queries.new_empty(0)
+        parts.append((((scores > best) & others).sum(1), ((scores >= best) & others).sum(1), areas))
     if not parts:
         nothing = torch.empty(0, dtype=torch.long)
         return GeoRanks(nothing, nothing, nothing.double())
@@ -145,7 +148,7 @@ def evaluate_geo(
     values |= {"AP": found.precision, AGAINST: found.against < 1}
     if semi_positives is not None and len(semi_positives.values):
         near = Ragged(semi_positives.offsets, references.positions(semi_positives.values)).to(device)
-        values["hit_rate"] = rank_references(queries, vectors, right, near).ranks < 1
+        values["hit_rate"] = rank_references(queries, vectors, right, near, precision=False).ranks < 1
     scores, ids = TorchIndex(references, device=str(device)).search(queries, min(DEPTH, number))
     errors = None
     if places is not None:
@@ -171,9 +174,27 @@ def evaluate_geo(
 
 
 def _precision(scores: Tensor, right: Tensor) -> Tensor:
-    """(b,) average precision; of equal similarities, the earlier reference stands first."""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    hits = right.gather(1, order).double()
-    count, place = hits.cumsum(1), torch.arange(1, scores.shape[1] + 1, device=scores.device)
-    before = torch.where(place > 1, (count - hits) / (place - 1).clamp(min=1), 1.0)
-    return (hits * (count / place + before) / 2).sum(1) / hits.sum(1)
+    """(b,) average precision; of equal similarities, the earlier reference stands first.
+
+    The gallery (b, M) is not sorted: each similarity is looked for among those of the right references, which are few.
+    """
+    size = scores.shape[1]
+    query, column = right.nonzero(as_tuple=True)  # (V,) each
+    lists = Ragged.from_pairs(query, column, len(scores))
+    nth = torch.arange(len(query), device=query.device) - lists.offsets[query]  # of the query's right ones
+    own = scores.new_full((len(scores), int(lists.lengths.max())), torch.inf)
+    own[query, nth] = scores[query, column]
+    own = own.sort(dim=1).values  # (b, P)
+    below = torch.searchsorted(own, scores)  # (b, M) how many right ones are less similar
+    above = torch.zeros(len(own), own.shape[1] + 1, dtype=torch.long, device=scores.device)
+    above = above.scatter_add(1, below, torch.ones_like(below)).flip(1).cumsum(1).flip(1)  # of at least so many
+    # those as similar as a right one, itself among them, and how many such stand earlier
+    row, at = (own.gather(1, below.clamp(max=own.shape[1] - 1)) == scores).nonzero(as_tuple=True)
+    alike = row * size + below[row, at]
+    ordered, order = alike.sort(stable=True)
+    earlier = torch.empty_like(alike)
+    earlier[order] = torch.arange(len(alike), device=alike.device) - torch.searchsorted(ordered, ordered)
+    place = above[query, below[query, column] + 1] + earlier[right[row, at]]  # (V,) from 0
+    place = ((query * size + place).sort().values % size).double()
+    area = ((nth + 1) / (place + 1) + torch.where(place > 0, nth / place.clamp(min=1), 1.0)) / 2
+    return torch.zeros(len(scores), dtype=torch.double, device=scores.device).index_add(0, query, area) / lists.lengths

@@ -36,10 +36,10 @@ def test_t4_recalls_and_hit_rate() -> None:
 
 def test_t5_average_precision_of_university() -> None:
     labels, scores = [5, 7, -1, 5, 9, 7], torch.tensor([[0.2, 0.9, 0.95, 0.8, 0.7, 0.1]])
-    junk = torch.tensor([label == -1 for label in labels])
+    junk = Ragged.from_lists([[i for i, label in enumerate(labels) if label == -1]])
     for asked, expected, first in ((5, 0.333333, False), (7, 0.662500, True)):
         right = Ragged.from_lists([[i for i, label in enumerate(labels) if label == asked]])
-        found = rank_references(scores, torch.eye(6), right, junk=junk)
+        found = rank_references(scores, torch.eye(6), right, junk)
         assert float(found.precision) == pytest.approx(expected, abs=1e-6)
         assert (int(found.ranks) == 0) == first
 
@@ -49,7 +49,7 @@ def test_distractors_count_unless_they_are_called_junk() -> None:
     scores, right = torch.tensor([[0.9, 0.8, 0.1]]), Ragged.from_lists([[1]])
     counted = rank_references(scores, torch.eye(3), right)
     assert (float(counted.precision), int(counted.ranks)) == (0.25, 1)
-    released = rank_references(scores, torch.eye(3), right, junk=torch.tensor([True, False, False]))
+    released = rank_references(scores, torch.eye(3), right, Ragged.from_lists([[0]]))
     assert (float(released.precision), int(released.ranks)) == (1.0, 0)
 
 
@@ -77,6 +77,23 @@ def test_against_the_obvious_form() -> None:
         ]
         assert float(found.precision[row]) == pytest.approx(sum(precision) / len(own))
         assert int(found.ranks[row]) == places[0] - 1
+
+
+def test_precision_with_ties_is_that_of_a_stable_sort() -> None:
+    """Few values, so that right and wrong references tie with each other; the published form sorts the gallery."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 5, (60, 40), generator=generator).double()
+    right = [torch.randperm(40, generator=generator)[: 1 + row % 40].tolist() for row in range(60)]
+    gone = [[i for i in torch.randperm(40, generator=generator)[:7].tolist() if i not in own] for own in right]
+    found = rank_references(scores, torch.eye(40).double(), Ragged.from_lists(right), Ragged.from_lists(gone))
+    for row, own in enumerate(right):
+        there = [i for i in range(40) if i not in gone[row]]
+        ranked = sorted(there, key=lambda i: -float(scores[row, i]))  # Python's sort is stable
+        places = sorted(ranked.index(i) for i in own)
+        area = [((k + 1) / (place + 1) + (k / place if place else 1)) / 2 for k, place in enumerate(places)]
+        assert float(found.precision[row]) == pytest.approx(sum(area) / len(own), abs=1e-12)
+    alone = rank_references(scores, torch.eye(40).double(), Ragged.from_lists(right), precision=False)
+    assert len(alone.precision) == 0
 
 
 def test_metres_to_the_first_reference() -> None:
