@@ -7,8 +7,9 @@ nearest training question; "instances" = share of questions that find their own 
 
     HARDNEG_DATA=... python -m benchmarks.perpendicular.run
 
-Budget: 3 minutes on one core (30 runs). Every finished run is a line of runs.jsonl; the same command goes on where it
-stopped, and starts no run after ``--minutes``. table.md is made of them; intervals are over seeds.
+Budget: 3 minutes on one core (30 runs). Every finished run is a line of runs.jsonl, with the options that it was made
+with; the same command goes on where it stopped, and starts no run after ``--minutes``. table.md is made of the runs
+with the options asked for; intervals are over seeds.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ CHAINS: dict[str, Sequence[PoolMiner]] = {
 TEMPERATURES = (0.4, 0.1)
 MEASURES = ("classes", "instances")
 WORDS = 1 << 13
+OPTIONS = ("folder", "steps", "batch_size", "dim", "learning_rate", "limit")  # that make another run of the same seed
 
 
 def read(folder: str, split: str, limit: int | None) -> tuple[Tensor, np.ndarray]:
@@ -155,7 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / "runs.jsonl"
+    made_with = {"words": WORDS} | {name: getattr(options, name) for name in OPTIONS}
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    rows = [row for row in rows if row.get("options") == made_with and row["seed"] < options.seeds]
     done = {(row["seed"], row["temperature"], row["chain"]) for row in rows}
     left = [
         (seed, temperature, chain)
@@ -175,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             break
         encoder = train(CHAINS[chain], temperature, seed, known[0], options)
         row = {"seed": seed, "temperature": temperature, "chain": chain} | measure(encoder, known, asked)
+        row["options"] = made_with
         rows.append(row)
         with kept.open("a") as out:
             out.write(json.dumps(row) + "\n")

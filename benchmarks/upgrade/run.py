@@ -10,9 +10,10 @@ split in the whole corpus; intervals and verdicts are over seeds and queries, as
 
     python -m benchmarks.upgrade.run
 
-Budget: 15 minutes on 2 cores for 3 seeds (12 runs of 170 steps of 32 rows). Every finished run is a file in runs/; the
-same command goes on where it stopped, and starts no run after ``--minutes``. table.md, audit.txt (what ``hardneg audit
---against`` says of seed 0) and flips.html, its page, are made of them.
+Budget: 15 minutes on 2 cores for 3 seeds (12 runs of 170 steps of 32 rows). Every finished run is a file in runs/, with
+the options that it was made with; the same command goes on where it stopped, starts no run after ``--minutes``, and
+refuses runs of other options. table.md, audit.txt (what ``hardneg audit --against`` says of seed 0) and flips.html, its
+page, are made of them.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ METHODS = ("old", *NEW)
 MODEL = "packaged:all-MiniLM-L6-v2"
 TEMPERATURE = 0.05
 DEPTH = 100
+OPTIONS = ("folder", "steps", "batch_size", "learning_rate", "layers", "random")  # that make another run of a seed
+OF_DISTILLATION = ("weight", "focus", "softening")
 MARGIN = 0.01  # differences in found@k within it count as equal
 
 Ranks = Mapping[tuple[int, str], np.ndarray]  # (seed, method) -> (Q,)
@@ -118,6 +121,28 @@ def missing(options: argparse.Namespace) -> list[tuple[int, str]]:
     return [run for run in wanted if run in left or run in lost]
 
 
+def made_with(options: argparse.Namespace, method: str) -> dict[str, Any]:
+    """The options that matter to a method."""
+    names = OPTIONS if method in ("old", "plain") else (*OPTIONS, *OF_DISTILLATION)
+    return {name: getattr(options, name) for name in names if name != "focus" or method == "distilled"}
+
+
+def check_runs(options: argparse.Namespace) -> None:
+    """Compare the runs that are there with what is asked for.
+
+    Raises:
+        ValueError: one was made with other options; its models and audit are of no use here either.
+    """
+    for path in sorted((options.out / "runs").glob("*.json")):
+        row = json.loads(path.read_text())
+        made, wanted = row.get("options", {}), made_with(options, row["method"])
+        if other := next((name for name in wanted if made.get(name) != wanted[name]), None):
+            raise ValueError(
+                f"{path} was made with {other}={made.get(other)}, and {wanted[other]} is asked for. Set --out and "
+                "--work to other folders, or remove these."
+            )
+
+
 def place(options: argparse.Namespace, seed: int, method: str) -> Path:
     """The file of a finished run."""
     return options.out / "runs" / f"{seed}-{method}.json"
@@ -128,7 +153,8 @@ def read(options: argparse.Namespace) -> tuple[Ranks, dict[str, float]]:
     found = {}
     for path in sorted((options.out / "runs").glob("*.json")):
         row = json.loads(path.read_text())
-        found[row["seed"], row["method"]] = row
+        if row["seed"] < options.seeds:
+            found[row["seed"], row["method"]] = row
     whole = {seed for seed, _ in found if all((seed, method) in found for method in METHODS)}
     kept = {run: row for run, row in found.items() if run[0] in whole}
     seconds = {
@@ -236,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     (options.out / "runs").mkdir(parents=True, exist_ok=True)
+    check_runs(options)
     began = time.perf_counter()
     left = missing(options)
     for number, (seed, method) in enumerate(left):
@@ -248,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = train(method, seed, options)
         seconds = time.perf_counter() - started
         row = {"seed": seed, "method": method, "seconds": round(seconds, 1), "ranks": ranks_of(model, options.folder)}
+        row["options"] = made_with(options, method)
         place(options, seed, method).write_text(json.dumps(row) + "\n")
         print(f"seed {seed}, {method}: {seconds:.0f} s", flush=True)
     ranks, seconds_of = read(options)

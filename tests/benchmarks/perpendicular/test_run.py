@@ -47,3 +47,17 @@ def test_a_tiny_run_is_taken_up(folder: Path, tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     assert benchmark.main(arguments) == 0
     assert "'seed':" not in capsys.readouterr().out  # nothing was left to do
+    assert benchmark.main([*arguments, "--steps", "2", "--minutes", "0"]) == 0
+    assert "20 runs are left" in capsys.readouterr().out  # those of three steps are others
+    assert (tmp_path / "out" / "table.md").read_text() == text
+    assert benchmark.main([*arguments, "--seeds", "1"]) == 0
+    assert ", 1 seed(s)," in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_the_published_runs_are_those_of_the_defaults(tmp_path: Path, capsys) -> None:
+    kept = Path(benchmark.__file__).parent
+    (tmp_path / "runs.jsonl").write_text((kept / "runs.jsonl").read_text())
+    assert benchmark.main(["--out", str(tmp_path), "--minutes", "0"]) == 0
+    assert "runs are left" not in capsys.readouterr().out
+    rows = [[line for line in (at / "table.md").read_text().splitlines() if "|" in line] for at in (kept, tmp_path)]
+    assert rows[0] == rows[1]

@@ -66,9 +66,15 @@ def test_a_tiny_run_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys.readouterr()
     assert benchmark.main(arguments) == 0
     assert "seed 0," not in capsys.readouterr().out  # nothing was left to do
-    (tmp_path / "runs" / "1-distilled.json").unlink()
-    arguments.append("--random")
-    shutil.rmtree(tmp_path / "work" / "1")  # the models are gone: the old one is trained again for its guide
+    with pytest.raises(ValueError, match=r"0-distilled.json was made with random=False, and True is asked for"):
+        benchmark.main([*arguments, "--random"])
+    with pytest.raises(ValueError, match=r"0-distilled.json was made with focus=5.0, and 2.0 is asked for"):
+        benchmark.main([*arguments, "--focus", "2"])
+    arguments += ["--random", "--out", str(tmp_path / "other"), "--work", str(tmp_path / "work other")]
+    assert benchmark.main(arguments) == 0
+    capsys.readouterr()
+    (tmp_path / "other" / "runs" / "1-distilled.json").unlink()
+    shutil.rmtree(tmp_path / "work other" / "1")  # the models are gone: the old one is trained again for its guide
     assert benchmark.main(arguments) == 0
     said = capsys.readouterr().out
     assert "seed 1, old" in said
