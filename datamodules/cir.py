@@ -16,9 +16,8 @@ from torch.utils.data import DataLoader
 
 from datamodules.batch import Batch
 from datamodules.cir_files import Triplet, read_circo, read_cirr, read_fashioniq, read_triplets
-from datamodules.faces import PictureView
 from datamodules.generated_triplets import Generated
-from datamodules.image_files import Files, decode, open_files
+from datamodules.image_files import Files, PictureView, decode, open_files
 from datamodules.readers import expand, read_records, text_field
 from datamodules.rows import RowsData
 from datamodules.texts import Vocabulary
@@ -239,7 +238,7 @@ class CIRData(RowsData):
 
     def view(self, ids: Tensor) -> PictureView:
         """Pictures as a sequence that is decoded when it is read."""
-        return PictureView(self, ids)  # type: ignore[arg-type]
+        return PictureView(self.picture, ids)
 
     def everything(self, space: str) -> tuple[Tensor, Sequence[Any]]:
         """What training meets: ids and pictures ("image"), or ids and texts of the training queries ("query")."""

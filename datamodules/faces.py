@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.batch import Batch
 from datamodules.face_files import FOLDS, Pairs, read_bin, read_pairs
-from datamodules.image_files import Pictures, read_pictures
+from datamodules.image_files import Pictures, PictureView, read_pictures
 from datamodules.readers import expand
 from datamodules.rows import RowsData
 from miners.base import Row, TrainingTable
@@ -174,7 +174,7 @@ class FacesData(RowsData):
 
     def view(self, ids: Tensor) -> PictureView:
         """Pictures as a sequence that is decoded when it is read."""
-        return PictureView(self, ids)
+        return PictureView(self.picture, ids)
 
     def everything(self, space: str) -> tuple[Tensor, PictureView]:
         """What training meets: ids and pictures."""
@@ -295,21 +295,6 @@ class FacesData(RowsData):
         if split is None:
             return []
         return self._loader(self.split(split).ids.tolist(), CollatePictures(self), batch_size=self.eval_batch_size)
-
-
-class PictureView(Sequence[Tensor]):
-    """Pictures (n, C, H, W), decoded when they are read: ``view[3:5]`` is a tensor of two."""
-
-    def __init__(self, data: FacesData, ids: Tensor) -> None:
-        self.data, self.ids = data, ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, rows: int | slice) -> Tensor:  # type: ignore[override]
-        if isinstance(rows, int):
-            return self.data.picture(int(self.ids[rows]))
-        return torch.stack([self.data.picture(row) for row in self.ids[rows].tolist()])
 
 
 class CollatePictures:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from datamodules.batch import Batch
 from datamodules.faces import _hash_of
 from datamodules.geo_files import GeoLayout, GeoPairs, Size, Views
+from datamodules.image_files import PictureView
 from datamodules.rows import RowsData
 from miners.base import Row, TrainingTable
 from miners.draws import RowGenerator
@@ -23,6 +25,7 @@ from miners.ragged import Ragged
 
 log = logging.getLogger(__name__)
 
+SPLITS = ("train", "val", "test")
 QUERY, REFERENCE = "query", "document"
 """Spaces: a reference is a member of the corpus, as in every kind of retrieval."""
 JOINT = 11  # stream of the numbers that pairs are mirrored and turned with
@@ -76,7 +79,8 @@ class GeoData(RowsData):
         loading: batch_size, batch_miner, sources, drop_last, eval_batch_size, num_workers, seed; see `RowsData`.
 
     Raises:
-        ValueError: sizes below 1; nothing to train on; fewer training pairs than a batch with drop_last.
+        ValueError: sizes below 1, or no square where pictures are turned; nothing to train on; fewer training pairs
+            than a batch with drop_last.
     """
 
     def __init__(
@@ -101,6 +105,12 @@ class GeoData(RowsData):
             )
         if turn not in ("none", "both", "panorama"):
             raise ValueError(f"GeoData(turn='{turn}'): wants 'none', 'both' or 'panorama'.")
+        for name, (height, width) in zip(("size", "reference_size"), sizes, strict=True):
+            if height != width and (turn == "both" or (turn == "panorama" and name == "reference_size")):
+                raise ValueError(
+                    f"GeoData(turn='{turn}', {name}={[height, width]}): what is turned by a quarter is a square. Set a "
+                    f"square data.init_args.{name}, or turn: none."
+                )
         for source in self.sources:
             if source.space != REFERENCE:
                 raise ValueError(
@@ -112,13 +122,16 @@ class GeoData(RowsData):
         self.channels, self.flip, self.turn = channels, flip, turn
         self.val_split: str | None = "val" if val else None
         self.test_split: str | None = "test" if test else None
-        self._splits: dict[str, GeoSplit] = {}
+        self._splits: dict[str, GeoSplit] = {}  # those that were asked for, with rising ids
+        self._names: dict[str, list[str]] = {QUERY: [], REFERENCE: []}
 
     # What Lightning calls
 
     def setup(self, stage: str) -> None:
-        if not self._splits:
-            self._read()
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, SPLITS)
+        for name in wanted:
+            if getattr(self, name) is not None:
+                self.split(name)
         if stage == "fit" and self.batches is None:
             split = self.split("train")
             if self.drop_last and len(split.queries) < self.batch_size:
@@ -133,7 +146,7 @@ class GeoData(RowsData):
                 positives,
                 anchor_names=self.names(QUERY),
                 document_names=self.names(REFERENCE),
-                document_places=split.pairs.reference_places,  # of training, whose first id is 0
+                document_places=_behind(int(split.references[0]), split.pairs.reference_places),
                 semi_positives=semi if len(semi.values) else None,
             )
             self.start(table, self.sources)
@@ -161,13 +174,16 @@ class GeoData(RowsData):
         return self._loader(ids.tolist(), CollateViews(self, space), batch_size=self.eval_batch_size)
 
     def split(self, name: str) -> GeoSplit:
-        """What is trained on ("train") or evaluated ("val", "test").
+        """What is trained on ("train") or evaluated ("val", "test"), read once.
 
         Raises:
             ValueError: a split that is not there.
         """
         if name not in self._splits:
-            raise ValueError(f"{self} has no split '{name}'. Set data.init_args.{name}.")
+            layout = getattr(self, name) if name in SPLITS else None
+            if layout is None:
+                raise ValueError(f"{self} has no split '{name}'. Set data.init_args.{name}.")
+            self._splits[name] = self._read(name, layout)
         return self._splits[name]
 
     def picture(self, row: int, space: str) -> Tensor:
@@ -180,7 +196,7 @@ class GeoData(RowsData):
 
     def view(self, ids: Tensor, space: str) -> PictureView:
         """Pictures as a sequence that is decoded when it is read."""
-        return PictureView(self, ids, space)
+        return PictureView(partial(self.picture, space=space), ids)
 
     def everything(self, space: str) -> tuple[Tensor, PictureView]:
         """What training meets: ids and pictures of its queries, or of the references that belong to them."""
@@ -217,52 +233,27 @@ class GeoData(RowsData):
 
     # Inside
 
-    def _read(self) -> None:
-        layouts = {"train": self.train, "val": self.val, "test": self.test}
-        first = {QUERY: 0, REFERENCE: 0}
-        names: dict[str, list[str]] = {QUERY: [], REFERENCE: []}
-        for name, layout in layouts.items():
-            if layout is None:
-                continue
-            pairs = layout.read()
-            ids = {}
-            for space, views in ((QUERY, pairs.queries), (REFERENCE, pairs.references)):
-                ids[space] = torch.arange(first[space], first[space] + len(views))
-                first[space] += len(views)
-                # a picture may be in two splits (a gallery): names tell its two ids apart
-                names[space] += [f"{name}/{title}" for title in views.titles]
-            self._splits[name] = GeoSplit(ids[QUERY], ids[REFERENCE], pairs)
-            log.info(
-                "%s, split '%s': %d queries, %d references (%d of them nobody's), %d left out",
-                self,
-                name,
-                len(pairs.queries),
-                len(pairs.references),
-                pairs.distractors,
-                pairs.skipped,
-            )
-        self._names = {space: tuple(of) for space, of in names.items()}
+    def _read(self, name: str, layout: GeoLayout) -> GeoSplit:
+        pairs = layout.read()
+        ids = {}
+        for space, views in ((QUERY, pairs.queries), (REFERENCE, pairs.references)):
+            names = self._names[space]
+            ids[space] = torch.arange(len(names), len(names) + len(views))
+            # a picture may be in two splits (a gallery): names tell its two ids apart
+            names += [f"{name}/{title}" for title in views.titles]
+        log.info(
+            "%s, split '%s': %d queries, %d references (%d of them nobody's), %d left out",
+            self,
+            name,
+            len(pairs.queries),
+            len(pairs.references),
+            pairs.distractors,
+            pairs.skipped,
+        )
+        return GeoSplit(ids[QUERY], ids[REFERENCE], pairs)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"batches": None}  # a worker decodes; who meets whom is the main process' business
-
-
-class PictureView(Sequence[Tensor]):
-    """Pictures (n, C, H, W), decoded when they are read: ``view[3:5]`` is a tensor of two."""
-
-    def __init__(self, data: GeoData, ids: Tensor, space: str) -> None:
-        self.data, self.ids, self.space = data, ids, space
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, rows: int | slice) -> Tensor:  # type: ignore[override]
-        if isinstance(rows, int):
-            return self.data.picture(int(self.ids[rows]), self.space)
-        return torch.stack([self.data.picture(row, self.space) for row in self.ids[rows].tolist()])
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[row] for row in range(len(self)))
 
 
 class CollateViews:
@@ -358,6 +349,14 @@ def places_of(split: GeoSplit) -> tuple[Places, Places] | None:
     if pairs.query_places is None or pairs.reference_places is None:
         return None
     return pairs.query_places, pairs.reference_places
+
+
+def _behind(first: int, places: Places | None) -> Places | None:
+    """Places by id, where the first id is not 0: what is before it is asked for by nobody."""
+    if places is None or first == 0:
+        return places
+    areas = None if places.areas is None else torch.nn.functional.pad(places.areas, (first, 0))
+    return Places(torch.nn.functional.pad(places.coordinates, (0, 0, first, 0)), places.units, areas)
 
 
 def _content(pictures: Tensor) -> Tensor:

@@ -366,6 +366,7 @@ class PairsTable(GeoLayout):
         images: folder or .zip of the pictures, relative to the table; null = the table's own folder.
         where: which rows, by columns: {split: [train]}; null = all.
         position: columns of the place: [latitude, longitude], or metres such as [east, north]; null = no positions.
+        reference_position: columns of the reference's place, where that is not the query's; null = ``position``.
         units: "degrees" or "metres".
         area: column with the name of the area, where positions of two areas have nothing to do with each other.
         tile: pictures are parts of larger ones: so many pixels wide and high, with their upper left corner in
@@ -374,6 +375,9 @@ class PairsTable(GeoLayout):
         semi_positive_metres: references nearer than this to the right one are neither right nor wrong (overlapping
             tiles); null = none are.
         skip_missing: leave rows out whose pictures are not there, and count them.
+
+    Raises:
+        ValueError: in ``read``, a picture with other coordinates than in a row before.
     """
 
     def __init__(
@@ -390,9 +394,11 @@ class PairsTable(GeoLayout):
         corner: tuple[str, str] = ("px", "py"),
         semi_positive_metres: float | None = None,
         skip_missing: bool = False,
+        reference_position: Sequence[str] | None = None,
     ) -> None:
         self.table, self.query, self.reference, self.images, self.where = table, query, reference, images, where
         self.position, self.units, self.area = position, units, area
+        self.reference_position = position if reference_position is None else reference_position
         self.tile, self.corner, self.semi_positive_metres = tile, corner, semi_positive_metres
         self.skip_missing = skip_missing
         if semi_positive_metres is not None and (position is None or semi_positive_metres <= 0):
@@ -404,19 +410,24 @@ class PairsTable(GeoLayout):
         table = expand(self.table)
         pairs = _Pairs(_images(table, self.images), self.skip_missing)
         for place, record in _chosen(table, self.where):
-            where, box = _where(place, record, self.position, self.units), None
+            sides = (self.position, self.reference_position)
+            here, there = (_where(place, record, columns, self.units) for columns in sides)
+            box = None
             if self.tile is not None:
                 left, top = (int(_number(place, record, column)) for column in self.corner)
                 box = (left, top, self.tile, self.tile)
             area = None if self.area is None else text_field(place, record, self.area)
             query, reference = (_filled(place, record, pattern) for pattern in (self.query, self.reference))
-            pairs.add(place, query, reference, where, where, (), box, area)
+            pairs.add(place, query, reference, here, there, (), box, area)
         found = pairs.done(self.units)
         return found if self.semi_positive_metres is None else _with_near(found, self.semi_positive_metres)
 
 
 class PlacesTable(GeoLayout):
     """A table of pictures with positions; a query's right references are those within a radius (place recognition).
+
+    A picture that is a query and a reference (the same rows on both sides) is neither right nor wrong for itself: then
+    "hit_rate" is the measure to look at, which leaves it out of the gallery.
 
     Args:
         table: .csv, .tsv, .jsonl or .parquet.
@@ -483,7 +494,8 @@ class PlacesTable(GeoLayout):
             )
             for side in ("queries", "references")
         )
-        positives = _within(query_places, reference_places, self.radius)
+        own = _of_one_name(*([row[1] for row in sides[side]] for side in ("queries", "references")))
+        positives = _without(_within(query_places, reference_places, self.radius), own)
         lonely = (positives.lengths == 0).nonzero()[:, 0].tolist()
         if lonely and not self.skip_missing:
             place, name, *_ = sides["queries"][lonely[0]]
@@ -492,9 +504,10 @@ class PlacesTable(GeoLayout):
                 f"place with one picture belongs to nothing. Set a wider radius. {FEWER}"
             )
         kept = (positives.lengths > 0).nonzero()[:, 0]
-        near = Ragged.empty(len(query_places))
+        near = own
         if self.semi_positive_metres is not None:
-            near = _without(_within(query_places, reference_places, self.semi_positive_metres), positives)
+            wider = _within(query_places, reference_places, self.semi_positive_metres)
+            near = own.joined(_without(wider, own.joined(positives)))
         return GeoPairs(
             Views(files, tuple(sides["queries"][row][1] for row in kept.tolist())),
             Views(files, tuple(row[1] for row in sides["references"])),
@@ -538,14 +551,14 @@ class _Pairs:
                     raise FileNotFoundError(f"{place}: {self.files} holds no '{name}'. {FEWER}")
                 self.skipped += 1
                 return
-        row = self._row(0, (query, box), query_place, area)
-        self.links.append((row, self._row(1, (reference, box), reference_place, area)))
+        row = self._row(place, 0, (query, box), query_place, area)
+        self.links.append((row, self._row(place, 1, (reference, box), reference_place, area)))
         self.near += [(row, name) for name in near]
 
     def reference(self, place: Place, name: str, at: list[float] | None) -> None:
         """A reference that is perhaps nobody's."""
         if name in self.there:
-            self._row(1, (name, None), at, None)
+            self._row(place, 1, (name, None), at, None)
         elif not self.skip_missing:
             raise FileNotFoundError(f"{place.path}: {self.files} holds no '{name}'. {FEWER}")
         else:
@@ -570,11 +583,16 @@ class _Pairs:
             self.skipped,
         )
 
-    def _row(self, side: int, key: tuple[str, Any], at: list[float] | None, area: str | None) -> int:
+    def _row(self, place: Place, side: int, key: tuple[str, Any], at: list[float] | None, area: str | None) -> int:
         row = self.names[side].setdefault(key, len(self.names[side]))
         if row == len(self.places[side]):
             self.places[side].append(at)
             self.areas[side].append(area or "")
+        if self.places[side][row] != at:
+            raise ValueError(
+                f"{place}: '{key[0]}' is at {at} here and at {self.places[side][row]} in a line before. A reference of "
+                "several queries wants columns of its own: set reference_position (or position: null)."
+            )
         return row
 
     def _views(self, side: int) -> Views:
@@ -628,6 +646,14 @@ def _without(lists: Ragged, others: Ragged) -> Ragged:
     rows = lists.row_of_value
     keep = ~torch.isin(rows * most + lists.values, others.row_of_value * most + others.values)
     return Ragged.from_pairs(rows[keep], lists.values[keep], len(lists))
+
+
+def _of_one_name(names: Sequence[str], others: Sequence[str]) -> Ragged:
+    """For each name, where it stands among the others."""
+    at: dict[str, list[int]] = {}
+    for row, name in enumerate(others):
+        at.setdefault(name, []).append(row)
+    return Ragged.from_lists(at.get(name, []) for name in names)
 
 
 def _folder(path: str | Path) -> Path:

@@ -14,7 +14,7 @@ import io
 import os
 import stat
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -291,6 +291,26 @@ def _from_table(folder: Path, channels: int, size: int | None) -> Pictures:
         raise ValueError(f"{table}: has no column {' or '.join(CLASS_COLUMNS)}; it has {sorted(fields)}.")
     labels, classes = _codes(fields[of])
     return Pictures(files, tuple(names), labels, classes, fields, channels, size)
+
+
+class PictureView(Sequence[Tensor]):
+    """Pictures (n, C, H, W), decoded when they are read: ``view[3:5]`` is a tensor of two.
+
+    Args:
+        read: the picture of an id.
+        ids: (n,).
+    """
+
+    def __init__(self, read: Callable[[int], Tensor], ids: Tensor) -> None:
+        self.read, self.ids = read, ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: int | slice) -> Tensor:  # type: ignore[override]
+        if isinstance(rows, int):
+            return self.read(int(self.ids[rows]))
+        return torch.stack([self.read(row) for row in self.ids[rows].tolist()])
 
 
 def _codes(column: NDArray[np.str_]) -> tuple[Tensor, tuple[str, ...]]:

@@ -52,6 +52,27 @@ def test_splits_have_ids_of_their_own(tmp_path: Path) -> None:
     assert [sum(len(batch) for batch in loader) for loader in data.predict_dataloader()] == [18, 18]
 
 
+def test_a_stage_reads_what_it_wants(tmp_path: Path) -> None:
+    folder = write_cvusa(tmp_path)
+    data = GeoData(CVUSA("nowhere"), CVUSA(str(folder), "val"), CVUSA(str(folder)), size=16)
+    data.setup("test")
+    assert data.split("test").queries.tolist() == list(range(12))
+    assert len(data.names("query")) == 12
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        data.setup("fit")
+
+
+def test_places_are_those_of_training_whatever_was_read_before(tmp_path: Path) -> None:
+    folder = write_cvusa(tmp_path)
+    data = GeoData(CVUSA(str(folder)), CVUSA(str(folder), "val"), size=16, batch_size=4)
+    data.setup("validate")
+    data.setup("fit")
+    ids, split = data.table.positives.values, data.split("train")
+    assert ids.tolist() == list(range(6, 18))
+    assert torch.equal(data.table.document_places.coordinates[ids], split.pairs.reference_places.coordinates)
+    assert torch.equal(data.picture(6, "query"), split.pairs.queries.picture(0, 3, (16, 16)))
+
+
 def test_semi_positives_are_known(tmp_path: Path) -> None:
     data = read(write_vigor(tmp_path), train=VIGOR(str(tmp_path)), val=None)
     batch = next(iter(data.train_dataloader()))
@@ -116,3 +137,6 @@ def test_mistakes(tmp_path: Path) -> None:
         GeoData(size=0)
     with pytest.raises(ValueError, match="turn='up'"):
         GeoData(turn="up")
+    for options in ({"turn": "both", "reference_size": 384}, {"turn": "panorama"}):
+        with pytest.raises(ValueError, match=r"size=\[140, 768\]\): what is turned by a quarter is a square"):
+            GeoData(size=(140, 768), **options)

@@ -176,6 +176,20 @@ def test_a_table_of_pairs(tmp_path: Path, edit_lines: Edit) -> None:
         PairsTable(str(folder / "mine.csv"), where={"split": ["train"]}).read()
     with pytest.raises(ValueError, match="no row meets"):
         PairsTable(str(folder / "mine.csv"), where={"id": ["x"]}).read()
+    shared = [
+        "id,tile,latitude,longitude,lat2,lon2",
+        "0000001,0000001,40,-75,41,-75",
+        "0000002,0000001,40.001,-75,41,-75",
+    ]
+    put(folder / "shared.csv", "\n".join(shared))
+    patterns["reference"] = "bingmap/19/{tile}.jpg"
+    with pytest.raises(
+        ValueError, match=r"shared.csv, line 3: 'bingmap.*' is at \[40.001, -75.0\] here and at \[40.0, -75"
+    ):
+        PairsTable(str(folder / "shared.csv"), **patterns).read()
+    pairs = PairsTable(str(folder / "shared.csv"), **patterns, reference_position=["lat2", "lon2"]).read()
+    assert pairs.query_places.coordinates[:, 0].tolist() == [40.0, 40.001]
+    assert pairs.reference_places.coordinates.tolist() == [[41.0, -75.0]]
     with pytest.raises(ValueError, match="a distance above 0, between positions"):
         PairsTable("mine.csv", position=None, semi_positive_metres=3)
 
@@ -194,6 +208,14 @@ def test_places_within_a_radius(tmp_path: Path) -> None:
     assert [names[i][-8:-4] for i in pairs.positives.to_lists()[0]] == ["0001", "0002", "0004", "0005"]
     assert [names[i][-8:-4] for i in pairs.semi_positives.to_lists()[0]] == ["0000", "0006", "0007"]
     assert all(names[i].startswith("floor3") for i in pairs.positives.to_lists()[-1])  # never another walk
+    every = {"split": ["query", "gallery"]}
+    same = walks(folder, radius=1, semi_positive_metres=2, queries=every, references=every)
+    assert same.queries.names == same.references.names
+    names = [name[-8:-4] for name in same.references.names]
+    assert [names[i] for i in same.positives.to_lists()[5]] == ["0004", "0006"]  # not itself
+    assert [names[i] for i in same.semi_positives.to_lists()[5]] == ["0005", "0003", "0007"]
+    with pytest.raises(ValueError, match=r"no reference lies within 0.5 m of .*\(48 such queries\)"):
+        walks(folder, radius=0.5, queries=every, references=every)
     lonely = {"queries": {"frame": [3]}, "references": {"frame": [0, 9]}, "where": {"video": [0, 1]}}
     with pytest.raises(
         ValueError, match=r"line 5: no reference lies within 2 m of .*\(2 such queries\): a place with one"
