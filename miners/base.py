@@ -229,14 +229,23 @@ class BatchMiner(Sampler[list[int]], ABC):
         """Rows of an epoch, over all processes."""
         return len(self._attached())
 
+    @property
+    def together(self) -> int:
+        """So many rows, one after the other in ``arrange``, stay on one process; batch_size is a multiple of it."""
+        return 1
+
+    def shares(self, rows: Tensor) -> list[Tensor]:
+        """The part of each process of the rows (n,) of a step."""
+        return [part.flatten() for part in torch.tensor_split(rows.view(-1, self.together), process_count())]
+
     def __len__(self) -> int:
         whole, rest = divmod(self.num_rows, self._global_batch_size())
-        return whole + (not self.drop_last and rest >= process_count())
+        return whole + (not self.drop_last and rest >= process_count() * self.together)
 
     def __iter__(self) -> Iterator[list[int]]:
-        rank, processes = process_rank(), process_count()
+        rank = process_rank()
         for rows in self.global_batches():
-            yield torch.tensor_split(rows, processes)[rank].tolist()
+            yield self.shares(rows)[rank].tolist()
 
     def global_batches(self) -> Iterator[Tensor]:
         """The rows (n,) of each step, over all processes: what ``iter`` gives each process its share of."""
@@ -245,7 +254,7 @@ class BatchMiner(Sampler[list[int]], ABC):
             self._sequence, self._trained = self.arrange(torch.arange(len(self._attached())), self.epoch), 0
         self._resuming, self._handed = False, self._trained * size
         # a process without rows would keep the others waiting, so a last batch smaller than their number is left out
-        while len(self._sequence) - self._handed >= (size if self.drop_last else processes):
+        while len(self._sequence) - self._handed >= (size if self.drop_last else processes * self.together):
             now = self._sequence[self._handed : self._handed + size]
             self._handed += size
             yield now

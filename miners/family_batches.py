@@ -21,8 +21,9 @@ class FamilyBatches(BatchMiner):
 
     A family is a class of the training table (`TrainingTable.labels`); rows without one (-1), and classes of fewer than
     ``members`` rows, are ordinary. An epoch hands out each family once, with members drawn anew; a family never comes
-    twice in a batch and stays on one process. Ordinary rows go round without replacement, over as many epochs as that
-    takes; where there are too few of them, an epoch has fewer families.
+    twice in a batch and stays on one process. A last batch of fewer families than processes is left out. Ordinary rows
+    go round without replacement, over as many epochs as that takes; where there are too few of them, an epoch has fewer
+    families.
 
     Args:
         members: of a family in a batch; 1 makes a family of every row.
@@ -56,6 +57,7 @@ class FamilyBatches(BatchMiner):
         self.weights = weights
         self._family = torch.empty(0, dtype=torch.long)  # (N,) family of each row, -1 = ordinary
         self._chance = torch.empty(0)  # (N,)
+        self._groups = 0  # families of an epoch
 
     def attach(self, table: TrainingTable) -> None:
         super().attach(table)
@@ -93,6 +95,10 @@ class FamilyBatches(BatchMiner):
                 self._groups,
                 self._global_batch_size() // (self.members + self.ordinary),
             )
+
+    @property
+    def together(self) -> int:
+        return self.members + self.ordinary if self._groups else 1
 
     @property
     def num_rows(self) -> int:

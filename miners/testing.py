@@ -550,7 +550,7 @@ class BatchMinerContract(ABC):
             assert len({len(share) for share in shares}) == 1, "processes have different numbers of batches"
             joined = [[row for share in step for row in share] for step in zip(*shares, strict=True)]
             assert joined == one[: len(joined)]
-            assert sum(map(len, one[len(joined) :])) < processes
+            assert sum(map(len, one[len(joined) :])) < processes * self._ready(table, 4).together
 
     def test_a_refresh_rearranges_what_is_left(self) -> None:
         table = random_table()

@@ -117,6 +117,28 @@ def test_a_row_alone_in_its_family_is_ordinary() -> None:
     assert batch[2] in (2, 3)
 
 
+@pytest.mark.parametrize("ordinary", [0, 2])
+def test_a_family_stays_on_one_process_to_the_last_batch(ordinary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = [i // 2 for i in range(14)] + [-1] * 14
+    monkeypatch.setattr("miners.base.process_count", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr("miners.base.process_rank", lambda rank=rank: rank)
+        miner = ready(labels, ordinary=ordinary, batch_size=4 + 2 * ordinary)
+        shares.append(list(miner))
+        assert len(shares[-1]) == len(miner) == 2
+    met = []
+    for batch in (batch for share in shares for batch in share):
+        families = [labels[row] for row in batch if labels[row] >= 0]
+        assert len(batch) == len(families) // 2 * (2 + ordinary)
+        assert all(families.count(family) == 2 for family in families)
+        met += families
+    assert sorted(met) == [i // 2 for i in range(14)]
+    labels = [i // 2 for i in range(10)]  # a fifth family alone would leave the other process without rows
+    shares = [list(ready(labels, batch_size=4))]
+    assert [len(batch) for batch in shares[0]] == [4]
+
+
 def test_no_family_at_all(caplog: pytest.LogCaptureFixture) -> None:
     miner = ready([0, 1, 2, -1], batch_size=2)
     assert "no family has 2 rows" in caplog.text

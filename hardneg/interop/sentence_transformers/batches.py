@@ -122,8 +122,9 @@ class MinerBatchSampler(DefaultBatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         if self.training:
             self.attach()
-        for rows in (self.miner if self.training else self._in_order).global_batches():
-            for share in torch.tensor_split(rows, process_count()):
+        miner = self.miner if self.training else self._in_order
+        for rows in miner.global_batches():
+            for share in miner.shares(rows):
                 yield share.tolist()
 
     def state_dict(self) -> dict[str, Any]:
