@@ -338,7 +338,10 @@ class CIRData(RowsData):
         first = len(self._queries)
         for each in triplets:
             if not self._queries.add(each.name):
-                raise ValueError(f"{each.place}: a query named '{each.name}' stands in two splits.")
+                raise ValueError(
+                    f"{each.place}: a query named '{each.name}' was there before; names must be unique over all "
+                    "splits, and over those of extra and generated triplets."
+                )
             self._texts.append(each.text)
         return torch.arange(first, len(self._queries))
 

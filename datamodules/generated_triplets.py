@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 
 import torch
 from torch import Tensor
@@ -33,6 +34,12 @@ class Generated:
         only_references: only for pictures that are a reference in the training file.
         limit: keep so many, drawn at random; null keeps all.
         seed: of the draws; 42 as published.
+        tokenizer: model whose tokenizer counts: a text of more than ``max_tokens`` becomes the target's caption, as
+            published for CLIP's 77; null lets every text stand.
+        max_tokens: see ``tokenizer``.
+
+    Raises:
+        ValueError: numbers out of range, templates that cannot be filled in.
     """
 
     features: str
@@ -42,6 +49,11 @@ class Generated:
     only_references: bool = False
     limit: int | None = None
     seed: int = 42
+    tokenizer: str | None = None
+    max_tokens: int = 77
+
+    def __post_init__(self) -> None:
+        _check(self.first_rank, self.last_rank, self.templates, self.limit)
 
     def make(self, captions: str, column: str, references: Sequence[str]) -> list[Triplet]:
         """All triplets; ``references`` are the training file's, of which ``only_references`` takes its own."""
@@ -55,6 +67,7 @@ class Generated:
             self.limit,
             self.seed,
             Place(expand(captions), 0),
+            fits_in(self.tokenizer, self.max_tokens),
         )
 
 
@@ -84,8 +97,8 @@ def make_triplets(
         fits: whether a text is short enough for the model; one that is not becomes the target's caption.
 
     Raises:
-        ValueError: a window that the pictures do not fill, vectors without names, a template that says nothing of the
-            target, a picture without a caption.
+        ValueError: numbers out of range, a window that the pictures do not fill, vectors without names, templates that
+            cannot be filled in or say nothing of the target, a picture without a caption.
 
     Source:
         SPN4CIR, arXiv 2404.11317, section 3.3, and its code.
@@ -94,14 +107,12 @@ def make_triplets(
         raise ValueError(
             "make_triplets wants vectors with names, to find their captions; `hardneg predict` writes such."
         )
-    if not 0 < first_rank <= last_rank < len(features):
+    _check(first_rank, last_rank, templates, limit)
+    if last_rank >= len(features):
         raise ValueError(
-            f"make_triplets(first_rank={first_rank}, last_rank={last_rank}): wants 1 <= first_rank <= last_rank, and "
-            f"last_rank below the {len(features)} pictures there are (rank 0 is the picture itself)."
+            f"make_triplets(last_rank={last_rank}): wants a last_rank below the {len(features)} pictures there are; "
+            "rank 0 is the picture itself."
         )
-    for template in templates:
-        if "{target}" not in template:
-            raise ValueError(f"make_triplets: the template '{template}' says nothing of {{target}}.")
     if missing := [name for name in features.names if not captions.get(name, "").strip()]:
         raise ValueError(f"make_triplets: '{missing[0]}' has no caption ({len(missing)} of {len(features)} have none).")
     generator = generator_for(seed)
@@ -119,6 +130,41 @@ def make_triplets(
         where = place or Place(Path("make_triplets"), row)
         found.append(Triplet(where, f"made-{row}", reference, target, texts[0], tuple(dict.fromkeys(texts)), (target,)))
     return found
+
+
+def _check(first_rank: int, last_rank: int, templates: Sequence[str], limit: int | None) -> None:
+    """Refuse what no captions and vectors could make triplets of."""
+    if not 0 < first_rank <= last_rank:
+        raise ValueError(
+            f"generated triplets (first_rank={first_rank}, last_rank={last_rank}): wants 1 <= first_rank <= last_rank; "
+            "rank 0 is the picture itself."
+        )
+    if limit is not None and limit < 1:
+        raise ValueError(f"generated triplets (limit={limit}): wants at least 1, or null for all.")
+    if not templates:
+        raise ValueError("generated triplets (templates=[]): wants one at least, such as '{target} instead of {ref}'.")
+    for template in templates:
+        try:
+            fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+        except ValueError as error:
+            raise ValueError(f"generated triplets: the template '{template}' is none ({error}).") from None
+        if "target" not in fields:
+            raise ValueError(f"generated triplets: the template '{template}' says nothing of {{target}}.")
+        if unknown := sorted(fields - {"ref", "target"}):
+            raise ValueError(
+                f"generated triplets: the template '{template}' wants {{{unknown[0]}}}; there are {{ref}} and "
+                "{target}."
+            )
+
+
+def fits_in(tokenizer: str | None, most: int) -> Callable[[str], bool] | None:
+    """Whether a text has at most so many tokens, by the tokenizer of a model; None = nobody counts."""
+    if tokenizer is None:
+        return None
+    from transformers import AutoTokenizer
+
+    count = AutoTokenizer.from_pretrained(tokenizer)
+    return lambda text: len(count(text)["input_ids"]) <= most
 
 
 def draw_from_window(vectors: Tensor, first_rank: int, last_rank: int, generator: torch.Generator) -> Tensor:

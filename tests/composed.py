@@ -60,6 +60,18 @@ def write_triplets(folder: Path) -> Path:
     return folder
 
 
+def write_words(folder: Path) -> None:
+    """A tokenizer of one token per word."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
+
+
 def write_fashioniq(folder: Path) -> Path:
     """captions/, image_splits/ and images/ of two categories, in both splits."""
     write_pictures(folder / "images")

@@ -12,10 +12,9 @@ their vectors, the picture itself at rank 0; a target is drawn from the window. 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from datamodules.generated_triplets import TEMPLATES, make_triplets, read_captions, write_triplets
+from datamodules.generated_triplets import TEMPLATES, fits_in, make_triplets, read_captions, write_triplets
 from datamodules.readers import Place, expand, read_records, text_field
 from miners.store import Store
 
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         args.limit,
         args.seed,
         Place(args.captions, 0),
-        _fits(args.tokenizer, args.max_tokens),
+        fits_in(args.tokenizer, args.max_tokens),
     )
     write_triplets(triplets, args.out)
     print(f"{args.out}: {len(triplets)} triplets, targets of ranks {args.first_rank} to {args.last_rank}")
@@ -73,12 +72,3 @@ def _features(args: argparse.Namespace, captioned: list[str]) -> Store:
     if args.names is not None:
         names = [text_field(place, fields, "file") for place, fields in read_records(args.names)]
     return Store(expand(args.features), names=names)
-
-
-def _fits(tokenizer: str | None, most: int) -> Callable[[str], bool] | None:
-    if tokenizer is None:
-        return None
-    from transformers import AutoTokenizer
-
-    count = AutoTokenizer.from_pretrained(tokenizer)
-    return lambda text: len(count(text)["input_ids"]) <= most

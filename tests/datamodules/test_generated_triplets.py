@@ -20,7 +20,7 @@ from datamodules.generated_triplets import (
 )
 from miners.draws import generator_for
 from miners.store import Store
-from tests.composed import COLOURS, PLACES
+from tests.composed import COLOURS, PLACES, write_words
 from tests.composed import write_triplets as write_set
 
 NAMES = [f"{i}.png" for i in range(30)]
@@ -101,7 +101,13 @@ def test_a_data_module_trains_on_them_too(tmp_path: Path) -> None:
     [
         ({"last_rank": 30}, "last_rank below the 30 pictures"),
         ({"first_rank": 0}, "1 <= first_rank"),
+        ({"first_rank": 9}, "1 <= first_rank <= last_rank"),
         ({"templates": ["no {ref}"]}, "says nothing of {target}"),
+        ({"templates": ["{target} in {place}"]}, "wants {place}; there are {ref} and {target}"),
+        ({"templates": ["{target} and {"]}, "is none"),
+        ({"templates": []}, r"templates=\[\]\): wants one at least"),
+        ({"limit": 0}, r"limit=0\): wants at least 1"),
+        ({"limit": -1}, r"limit=-1\): wants at least 1"),
         ({"captions": {**CAPTIONS, "3.png": " "}}, r"'3.png' has no caption \(1 of 30"),
         ({"features": Store(torch.ones(30, 2))}, "wants vectors with names"),
     ],
@@ -110,6 +116,30 @@ def test_errors(change: dict, message: str) -> None:
     arguments = {"captions": CAPTIONS, "features": store(), "first_rank": 5, "last_rank": 8}
     with pytest.raises(ValueError, match=message):
         make_triplets(**{**arguments, **change})
+    if not {"captions", "features"} & set(change) and change.get("last_rank") != 30:  # those are read later
+        with pytest.raises(ValueError, match=message):
+            Generated("store", **{"first_rank": 5, "last_rank": 8, **change})
+
+
+def test_texts_that_are_too_long_become_the_targets_caption(tmp_path: Path) -> None:
+    write_words(tmp_path / "words")
+    (tmp_path / "captions.csv").write_text("\n".join(["file,caption", *map(",".join, CAPTIONS.items())]) + "\n")
+    store().save(tmp_path / "store")
+    options = {"tokenizer": str(tmp_path / "words"), "max_tokens": 6}
+    made = Generated(str(tmp_path / "store"), 5, 8, **options).make(str(tmp_path / "captions.csv"), "caption", [])
+    for each in made:  # "thing 1 instead of thing 2": 6 words; "Unlike thing 2, I want thing 1": 8
+        assert each.texts == (f"{CAPTIONS[each.target]} instead of {CAPTIONS[each.reference]}", CAPTIONS[each.target])
+
+
+def test_extra_and_generated_ones_need_names_of_their_own(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set")
+    names = [f"{colour}_{place}.png" for colour in COLOURS for place in PLACES]
+    Store(torch.randn(16, 4), space="image", names=names).save(tmp_path / "store")
+    made = Generated(str(tmp_path / "store"), 1, 3)
+    write_triplets(made.make(str(folder / "pictures.csv"), "caption", []), tmp_path / "made.jsonl")
+    options = {"extra": str(tmp_path / "made.jsonl"), "captions": str(folder / "pictures.csv"), "generated": made}
+    with pytest.raises(ValueError, match="'made-0' was there before; names must be unique over all splits, and over"):
+        TripletsData(str(folder / "pictures"), str(folder), size=16, **options).setup("fit")
 
 
 def test_generated_wants_captions() -> None:

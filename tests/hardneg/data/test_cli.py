@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from hardneg.cli import main
+from tests.composed import write_words
 
 NAMES = [f"{i}.png" for i in range(12)]
 
@@ -48,13 +48,7 @@ def test_real_references_other_templates_and_names(folder: Path) -> None:
 
 
 def test_long_texts_become_the_targets_caption(folder: Path) -> None:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder / "words")
+    write_words(folder / "words")
     assert main([*COMMAND, *WINDOW, "--tokenizer=words", "--max-tokens=12"]) == 0
     assert all(len(each["text"]) == 2 for each in made(folder))  # "b instead of a": 12 words; "Unlike a, I want b": 14
     assert all(each["text"][1] == f"a thing with number {each['target'][:-4]}" for each in made(folder))
