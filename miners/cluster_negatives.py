@@ -16,7 +16,7 @@ from miners import neighbourhoods
 from miners.base import Draw, NegativeSource, TrainingTable
 from miners.draws import RowGenerator
 from miners.neighbourhoods import Neighbourhoods
-from miners.ragged import Ragged
+from miners.ragged import Ragged, pairs_in
 from miners.store import Store
 
 log = logging.getLogger(__name__)
@@ -138,9 +138,7 @@ class ClusterNegatives(NegativeSource):
         how[:, usual:] = HOW.index("reserve")
 
         known = self._table.positives.select(rows)
-        base = 1 + max(len(near), _highest(known.values))
-        row = torch.arange(len(rows))[:, None]
-        good = ~torch.isin(row * base + ids, known.row_of_value * base + known.values)
+        good = ~pairs_in(torch.arange(len(rows))[:, None], ids, known)
         good &= (ids != positives[:, None]) & ~_repeated(ids)
         order = (~good).long().argsort(dim=1, stable=True)[:, :wanted]  # the first good ones, in their order
         ids, how, good = ids.gather(1, order), how.gather(1, order), good.gather(1, order)

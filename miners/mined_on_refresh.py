@@ -10,7 +10,7 @@ from torch import Tensor
 
 from miners.base import Draw, NegativeSource, TrainingTable
 from miners.draws import RowGenerator
-from miners.ragged import Ragged
+from miners.ragged import Ragged, pairs_in
 from miners.static_negatives import StaticNegatives
 
 if TYPE_CHECKING:
@@ -86,6 +86,5 @@ class MinedOnRefresh(NegativeSource):
 
 def _without(lists: Ragged, known: Ragged) -> Ragged:
     """The lists without what is known, so that ranks count what is left."""
-    base = 1 + max((int(v.max()) for v in (lists.values, known.values) if len(v)), default=0)
-    kept = ~torch.isin(lists.row_of_value * base + lists.values, known.row_of_value * base + known.values)
+    kept = ~pairs_in(lists.row_of_value, lists.values, known)
     return Ragged.from_pairs(lists.row_of_value[kept], lists.values[kept], len(lists))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from miners.draws import generator_for
-from miners.ragged import Ragged
+from miners.ragged import Ragged, pairs_in
 from miners.spherical_kmeans import spherical_kmeans
 from miners.store import Store
 
@@ -150,7 +150,7 @@ class Neighbourhoods:
         """
         number, group, size = self.others_of(things), self.group[things], len(self)
         lists = self.members.select(group.clamp_min(0))
-        there = torch.isin(torch.arange(len(things)) * size + drawn, lists.row_of_value * size + lists.values)
+        there = pairs_in(torch.arange(len(things)), drawn, lists)
         there &= (drawn != things) & (group >= 0)
         mixed = mix / size + (1 - mix) / number.clamp_min(1).double() * there
         return torch.where(number > 0, mixed, 1 / size)

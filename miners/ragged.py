@@ -102,3 +102,19 @@ class Ragged:
         """Python lists, for people and tests."""
         values, offsets = self.values.tolist(), self.offsets.tolist()
         return [values[start:end] for start, end in itertools.pairwise(offsets)]
+
+
+def pairs_in(rows: Tensor, values: Tensor, lists: Ragged) -> Tensor:
+    """Whether each value stands on the list of its row: bool of the shape of ``values``.
+
+    Args:
+        rows: of each value, in the same shape or broadcast to it.
+        values: (...) ids, at least 0.
+
+    Example:
+        >>> lists = Ragged.from_lists([[7, 9], [1]])
+        >>> pairs_in(torch.tensor([[0], [1]]), torch.tensor([[7, 1], [7, 1]]), lists).tolist()
+        [[True, False], [False, True]]
+    """
+    base = 1 + max((int(part.max()) for part in (values, lists.values) if part.numel()), default=0)
+    return torch.isin(rows * base + values, lists.row_of_value * base + lists.values)

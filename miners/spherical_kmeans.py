@@ -10,7 +10,7 @@ BLOCK = 1 << 22  # similarities at a time
 
 
 def spherical_kmeans(
-    vectors: Tensor, num_clusters: int, generator: torch.Generator, iterations: int = 20, restarts: int = 1
+    vectors: Tensor, num_clusters: int, generator: torch.Generator, iterations: int = 20
 ) -> tuple[Tensor, Tensor]:
     """Cluster rows so that each has its centre's direction as nearly as can be; no cluster is empty.
 
@@ -19,7 +19,6 @@ def spherical_kmeans(
         num_clusters: K, at most n.
         generator: of the CPU; draws the rows that centres start from.
         iterations: at most; it ends sooner where no row changes its cluster.
-        restarts: from other rows; the best is kept.
 
     Returns:
         labels (n,) int64 and unit centres (K, d), on the vectors' device.
@@ -36,25 +35,17 @@ def spherical_kmeans(
     if not bool(torch.isfinite(x).all()):
         row = int((~torch.isfinite(x)).any(1).nonzero()[0])
         raise ValueError(f"cannot cluster: row {row} of {len(x)} has a vector that is not finite (NaN or infinite).")
-    found = [_once(x, num_clusters, generator, iterations) for _ in range(max(restarts, 1))]
-    labels, centres, _ = max(found, key=lambda one: one[2])
-    return labels, centres
-
-
-def _once(x: Tensor, number: int, generator: torch.Generator, iterations: int) -> tuple[Tensor, Tensor, float]:
-    """Labels, centres and the mean cosine of rows and their centres."""
-    centres = x[torch.randperm(len(x), generator=generator)[:number].to(x.device)]
+    centres = x[torch.randperm(len(x), generator=generator)[:num_clusters].to(x.device)]
     labels, fit = _nearest(x, centres)
     for _ in range(iterations):
-        labels = _filled(labels, fit, number)
+        labels = _filled(labels, fit, num_clusters)
         centres = F.normalize(torch.zeros_like(centres).index_add_(0, labels, x), dim=1)
         before = labels
         labels, fit = _nearest(x, centres)
         if torch.equal(before, labels):
             break
-    labels = _filled(labels, fit, number)
-    centres = F.normalize(torch.zeros_like(centres).index_add_(0, labels, x), dim=1)
-    return labels, centres, float((x * centres[labels]).sum(1).mean())
+    labels = _filled(labels, fit, num_clusters)
+    return labels, F.normalize(torch.zeros_like(centres).index_add_(0, labels, x), dim=1)
 
 
 def _nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:

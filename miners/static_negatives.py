@@ -11,7 +11,7 @@ from torch import Tensor
 
 from miners.base import Draw, NegativeSource, TrainingTable
 from miners.draws import RowGenerator
-from miners.ragged import Ragged
+from miners.ragged import Ragged, pairs_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,7 +64,7 @@ class StaticNegatives(NegativeSource):
         rows, values = lists.row_of_value, lists.values
         rank = torch.arange(len(values)) - lists.offsets[rows]
         keep = (rank >= self.first_rank) & (rank < (self.last_rank or len(values) + 1))
-        keep &= ~_pairs_in(rows, values, table.positives)
+        keep &= ~pairs_in(rows, values, table.positives)
         self._lists = Ragged.from_pairs(rows[keep], values[keep], len(table))
 
     def draw(self, rows: Tensor, positives: Tensor, epoch: int, generator: RowGenerator) -> Draw:
@@ -81,12 +81,6 @@ class StaticNegatives(NegativeSource):
         chosen = lottery.argsort(dim=1)[:, : self.num_negatives]
         ids = lists.gather(1, chosen)
         return Draw(ids, ids >= 0, "static")
-
-
-def _pairs_in(rows: Tensor, values: Tensor, lists: Ragged) -> Tensor:
-    """(V,) bool: is the value on the list of its row?"""
-    base = 1 + max((int(v.max()) for v in (values, lists.values) if len(v)), default=0)
-    return torch.isin(rows * base + values, lists.row_of_value * base + lists.values)
 
 
 def read_lists(path: Path, query_names: Sequence[str], document_names: Sequence[str]) -> Ragged:

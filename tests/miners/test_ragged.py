@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miners import Ragged
+from miners.ragged import pairs_in
 
 lists = st.lists(st.lists(st.integers(-1, 2**62), max_size=5), max_size=8)
 
@@ -43,6 +44,17 @@ def test_padded_fills_behind_the_end(rows: list[list[int]]) -> None:
     padded = Ragged.from_lists(rows).padded(fill=-7).tolist()
     width = max(map(len, rows), default=0)
     assert padded == [row + [-7] * (width - len(row)) for row in rows]
+
+
+few = st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=8)
+
+
+@given(few, st.lists(st.integers(0, 12), max_size=6))
+def test_a_pair_is_on_the_list_of_its_row_or_not(rows: list[list[int]], values: list[int]) -> None:
+    every = torch.arange(len(rows))[:, None]
+    asked = torch.tensor(values, dtype=torch.long).expand(len(rows), -1)
+    found = pairs_in(every, asked, Ragged.from_lists(rows))
+    assert found.tolist() == [[value in row for value in values] for row in rows]
 
 
 def test_empty_and_moving() -> None:
