@@ -19,8 +19,7 @@ from datamodules.image_files import ARCHIVE, FOLDER, TABLE, decode, open_files
 from datamodules.readers import expand, read_records, text_field
 from datamodules.rows import RowsData
 from datamodules.texts import content_hash, normalise
-from miners.base import Row, TrainingTable
-from miners.generated_negatives import GeneratedNegatives
+from miners.base import Edit, Row, TrainingTable
 from miners.pool import Items
 from miners.ragged import Ragged
 
@@ -72,7 +71,8 @@ class CaptionsDataBase(RowsData):
 
     Args:
         loading: batch_size, batch_miner, sources, drop_last, eval_batch_size, num_workers, seed; see `RowsData`.
-            Sources draw "caption" or "image"; a `GeneratedNegatives` without a list of its own is given one.
+            Sources draw "caption" or "image"; a `GeneratedNegatives` without a list of its own is given one
+            (`NegativeSource.take_made`).
     """
 
     val_split: str | None = "val"
@@ -101,8 +101,7 @@ class CaptionsDataBase(RowsData):
             if not len(rows):
                 raise ValueError(f"{self} has no pair in the split 'train'; nothing to train on.")
             for source in self.sources:
-                if isinstance(source, GeneratedNegatives) and not isinstance(source.negatives, Ragged):
-                    self._make(source, rows)
+                source.take_made(self._make)
             table = TrainingTable(
                 anchors=self.picture_of[rows],
                 positives=true_captions(self.content[: self.num_pairs], self.picture_of).select(rows),
@@ -193,6 +192,7 @@ class CaptionsDataBase(RowsData):
         self.picture_of = torch.tensor([pictures[name] for name in pairs.pictures], dtype=torch.long)
         self.things: list[str] = [*pairs.captions, *pictures]
         self._true_things = len(self.things)
+        self.is_picture = torch.arange(len(self.things)) >= self.num_pairs
         captions = torch.tensor([content_hash(text) for text in pairs.captions], dtype=torch.long)
         self.content = torch.full((len(self.things),), UNKNOWN)
         self.content[: self.num_pairs] = captions
@@ -201,21 +201,20 @@ class CaptionsDataBase(RowsData):
         code = {name: number for number, name in enumerate(dict.fromkeys(f for f in pairs.families if f))}
         self.families = torch.tensor([code.get(name, -1) for name in pairs.families], dtype=torch.long)
 
-    def _make(self, source: GeneratedNegatives, rows: Tensor) -> None:
-        """Give what a source asks for ids, and the source its lists."""
-        if source.edits:
+    def _make(self, space: str, table: str | Path | None, edit: Edit | None) -> tuple[Ragged, Tensor, Sequence[str]]:
+        """Number what a source asks for: its lists by training row, the kind of each id, and the kinds' names."""
+        rows = self.ids("train")
+        if edit is not None:
             captions = [self.pairs.captions[row] for row in rows.tolist()]
-            made = [Made(int(rows[at]), text, None, kind) for at, text, kind in source.made_from(captions)]
-        elif source.negatives is not None:
-            made = read_made(source.negatives, self.pairs)  # type: ignore[arg-type]
+            made = [Made(int(rows[at]), text, None, kind) for at, text, kind in edit(captions)]
         else:
-            made = list(self.pairs.made)
-        pictures = source.space == "image"
+            made = list(self.pairs.made) if table is None else read_made(table, self.pairs)
+        pictures = space == "image"
         made = [one for one in made if (one.picture is None) != pictures]
         if not made:
             raise ValueError(
-                f"GeneratedNegatives(space='{source.space}'): {self} brings no such negatives along. Give a table "
-                "(negatives) or, for captions, edits."
+                f"a source wants negatives of the space '{space}' that were made, and {self} brings no such negatives "
+                "along. Give it a table (negatives) or, for captions, edits."
             )
         kept = self._without_equals(made)
         place = torch.full((self.num_pairs,), -1)
@@ -223,8 +222,8 @@ class CaptionsDataBase(RowsData):
         kept = [one for one in kept if place[one.pair] >= 0]
         if not kept:
             raise ValueError(
-                f"GeneratedNegatives(space='{source.space}'): of {len(made)} negatives none is left; all are true of "
-                "their pair, or of pairs that are not trained on. Give others."
+                f"{self}: of {len(made)} negatives of the space '{space}' none is left; all are true of their pair, or "
+                "of pairs that are not trained on. Give others."
             )
         # a made caption may be true of others, whose known ones are told by their ids
         true = {} if pictures else {normalise(text): at for at, text in enumerate(self.pairs.captions)}
@@ -242,11 +241,12 @@ class CaptionsDataBase(RowsData):
         texts = [shown.get(i) if pictures else text for text, i in new.items()]
         content = [UNKNOWN if text is None else content_hash(text) for text in texts]
         self.things += new
+        self.is_picture = torch.cat([self.is_picture, torch.full((len(new),), pictures)])
         self.content = torch.cat([self.content, torch.tensor(content, dtype=torch.long)])
         kinds = list(dict.fromkeys(one.kind for one in kept))
         number = torch.tensor([kinds.index(one.kind) for one in kept])
         row = place[torch.tensor([one.pair for one in kept])]
-        source.use(Ragged.from_pairs(row, ids, len(rows)), Ragged.from_pairs(row, number, len(rows)).values, kinds)
+        return Ragged.from_pairs(row, ids, len(rows)), Ragged.from_pairs(row, number, len(rows)).values, kinds
 
     def _without_equals(self, made: Sequence[Made]) -> list[Made]:
         """What is no true caption of its pair, shows none, and is none of its true pictures; each once per pair."""
@@ -278,8 +278,7 @@ class CaptionsDataBase(RowsData):
 
 def _with_pictures(captions: Ragged, picture_of: Tensor) -> Ragged:
     """The lists of captions, and the pictures of these captions: what is no negative in either direction."""
-    rows, values = captions.row_of_value, captions.values
-    return Ragged.from_pairs(torch.cat([rows, rows]), torch.cat([values, picture_of[values]]), len(captions))
+    return captions.joined(Ragged(captions.offsets, picture_of[captions.values]))
 
 
 def true_captions(content: Tensor, picture: Tensor) -> Ragged:
@@ -413,11 +412,7 @@ class CollatePairs:
         self.read, self.things, self.content = data.pairs.read, data.things, data.content
         self.pictures, self.pairs, self.drawn = pictures, pairs, tuple(drawn)
         self.known = None if data.batches is None else _with_pictures(data.table.positives, data.picture_of)
-        self.is_picture = torch.zeros(len(data.things), dtype=torch.bool)
-        self.is_picture[data.num_pairs : data._true_things] = True
-        for source in data.sources:
-            if isinstance(source, GeneratedNegatives) and source.space == "image" and source._lists is not None:
-                self.is_picture[source._lists.values] = True
+        self.is_picture = data.is_picture
 
     def __call__(self, rows: Sequence[Row] | Sequence[int]) -> Batch:
         training = isinstance(rows[0], Row)

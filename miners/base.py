@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -118,6 +119,13 @@ class Corrupted(NamedTuple):
     rows: Tensor
 
 
+Edit = Callable[[Sequence[str]], list[tuple[int, str, str]]]
+"""Captions -> (which one, a false caption made of it, kind)."""
+
+Make = Callable[[str, str | Path | None, Edit | None], tuple[Ragged, Tensor, Sequence[str]]]
+"""(space, table or None, edit or None) -> lists of ids by training row, the kind (V,) of each, and the kinds' names."""
+
+
 class NegativeSource(ABC):
     """Draws the negatives that travel with a row into its batch; the family encodes them, with gradient.
 
@@ -126,6 +134,9 @@ class NegativeSource(ABC):
 
     space: str = "document"
     needs: frozenset[str] = frozenset({"drawn"})
+
+    def take_made(self, make: Make) -> None:  # noqa: B027  (most draw what is there)
+        """Ask for negatives that were made; data modules that bring or make some call it, before ``attach``."""
 
     def attach(self, table: TrainingTable) -> None:  # noqa: B027  (a source may need nothing)
         """Learn the rows of the training set; called once, before the first draw."""

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from miners.base import Draw, NegativeSource, TrainingTable
+from miners.base import Draw, Make, NegativeSource, TrainingTable
 from miners.caption_edits import CaptionEdit
 from miners.draws import RowGenerator, generator_for
-from miners.ragged import Ragged
+from miners.ragged import Ragged, pairs_in
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,10 @@ class GeneratedNegatives(NegativeSource):
         if isinstance(negatives, Ragged):
             self.use(negatives, torch.zeros_like(negatives.values), ("given",))
 
+    def take_made(self, make: Make) -> None:
+        if not isinstance(self.negatives, Ragged):
+            self.use(*make(self.space, self.negatives, self.made_from if self.edits else None))
+
     def made_from(self, captions: Sequence[str]) -> list[tuple[int, str, str]]:
         """(row, caption, kind) of all edits of all captions.
 
@@ -124,8 +128,7 @@ class GeneratedNegatives(NegativeSource):
             if self.space != "image"
             else Ragged.from_pairs(torch.arange(len(table)), table.anchors, len(table))
         )
-        base = 1 + max((int(ids.max()) for ids in (value, own.values) if len(ids)), default=0)
-        kept = ~torch.isin(row * base + value, own.row_of_value * base + own.values)
+        kept = ~pairs_in(row, value, own)
         self._lists = Ragged.from_pairs(row[kept], value[kept], len(table))
         self._kinds = Ragged.from_pairs(row[kept], kinds.values[kept], len(table))
         lengths = self._lists.lengths

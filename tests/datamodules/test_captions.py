@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from datamodules import CaptionsData, DiagramsData
 from datamodules.batch import Batch
-from miners import ClusterNegatives, GeneratedNegatives
+from miners import ClusterNegatives, Draw, GeneratedNegatives, NegativeSource
+from miners.base import Make
 from miners.caption_edits import NumberEdit, OrderEdit
+from miners.draws import RowGenerator
 
 LINES = [
     ("a.png", "2 red dots", "train", "f"),
@@ -43,7 +46,7 @@ def give(folder: Path, *records: dict[str, str]) -> None:
     (folder / "negatives.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def ready(folder: Path, *sources: GeneratedNegatives, batch_size: int = 5) -> CaptionsData:
+def ready(folder: Path, *sources: NegativeSource, batch_size: int = 5) -> CaptionsData:
     data = CaptionsData(str(folder), size=8, sources=sources, batch_size=batch_size)
     data.setup("fit")
     return data
@@ -141,7 +144,7 @@ def test_what_is_true_of_a_picture_is_never_made_its_negative(folder: Path) -> N
     batch = whole(ready(folder, orders))
     assert batch.rows[batch.items["drawn caption"].rows].tolist() == [3]  # type: ignore[index]
     give(folder, {"pair": "d.png", "caption": "a blue dot and a red bar"})
-    with pytest.raises(ValueError, match="of 2 negatives none is left; all are true of their pair"):
+    with pytest.raises(ValueError, match="of 2 negatives of the space 'caption' none is left; all are true of their"):
         ready(folder, GeneratedNegatives())
     give(
         folder,
@@ -218,3 +221,20 @@ def test_diagrams_bring_both_along() -> None:
     assert batch.inputs["drawn image"].shape == (18, 3, 16, 16)
     for side, each in (("drawn caption", 2), ("drawn image", 3)):
         assert torch.bincount(batch.items[side].rows).tolist() == [each] * 6  # type: ignore[arg-type]
+
+
+def test_a_source_of_the_users_own_is_handed_what_was_made(folder: Path) -> None:
+    class Mine(NegativeSource):
+        space = "caption"
+
+        def take_made(self, make: Make) -> None:
+            self.lists, _, self.kinds = make("caption", None, None)
+
+        def draw(self, rows: Tensor, positives: Tensor, epoch: int, generator: RowGenerator) -> Draw:
+            ids = self.lists.select(rows).padded()
+            return Draw(ids, ids >= 0, "mine")
+
+    give(folder, {"pair": "a.png", "caption": "9 dots", "kind": "n"})
+    source = Mine()
+    assert whole(ready(folder, source)).inputs["drawn caption"] == ["9 dots"]
+    assert source.kinds == ["n"]
