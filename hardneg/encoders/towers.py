@@ -66,5 +66,10 @@ def load_towers(folder: str) -> Towers:
 
     Args:
         folder: with the folders query and document.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+        ValueError: a backbone of an unknown class (read both with `ImageEncoder.from_pretrained` and make `Towers` of
+            them), or weights of another network.
     """
     return Towers(*(ImageEncoder.from_pretrained(Path(folder) / side) for side in ("query", "document")))

@@ -71,7 +71,10 @@ def evaluate_cir(
 def rank_galleries(
     queries: Tensor, split: CIRSplit, pictures: Store, depth: int, drop_reference: bool, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
-    """Scores and ids (Q, depth) of each query's gallery, best first; slots that it does not fill are -inf and -1."""
+    """Scores and ids (Q, depth) of each query's gallery, best first.
+
+    Slots that it does not fill hold the lowest float32 and -1.
+    """
     scores = torch.full((len(queries), depth), torch.finfo(torch.float32).min)
     ids = torch.full((len(queries), depth), -1)
     by_gallery: dict[str, list[int]] = {}

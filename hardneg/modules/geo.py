@@ -38,8 +38,10 @@ class GeoModule(RetrievalModule):
             schedule, seed, chunk_size, momentum, frozen; see `RetrievalModule`.
 
     Source:
-        Sample4Geo, arXiv 2303.11851. Differs: the temperature has no weight decay, and its inverse stays below 100;
-        measures are of the last epoch, where the published script picks the best on the test set.
+        Sample4Geo, arXiv 2303.11851. Differs: the temperature has no weight decay, and its inverse stays below 100; the
+        learning rate falls along a line, not a cosine; pairs are mirrored and turned, and nothing else is done to them
+        (published: colours, blur, dropped patches too); measures are of the last epoch, where the published script
+        picks the best on the test set.
     """
 
     def __init__(

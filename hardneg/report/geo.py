@@ -104,7 +104,9 @@ def draw_errors(
         if here.shape[1] > 1:
             axis.set_aspect("equal", adjustable="datalim")
     if drawn is not None:
-        figure.colorbar(drawn, ax=grid, shrink=0.8).set_label("metres to the first reference", fontsize=7)
+        bar = figure.colorbar(drawn, ax=grid, shrink=0.8)
+        bar.set_label("metres to the first reference", fontsize=7)
+        bar.ax.tick_params(labelsize=5)
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return save_svg(figure, file)
 

@@ -131,6 +131,8 @@ def test_towers_share_nothing(tmp_path: Path) -> None:
     saved.save_pretrained(tmp_path)
     loaded = load_towers(str(tmp_path))
     assert torch.equal(saved.embed(pictures, "document"), loaded.embed(pictures, "document"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere/query is no image encoder"):
+        load_towers(str(tmp_path / "nowhere"))
 
 
 def test_convnext_is_a_backbone() -> None:
