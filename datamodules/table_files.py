@@ -62,6 +62,7 @@ def read_tables(
     label: str,
     drop: Sequence[str] = (),
     missing: Literal["refuse", "drop"] = "refuse",
+    beside: Sequence[str | os.PathLike[str]] = (),
 ) -> Table:
     """Read tables of the same columns, one after the other.
 
@@ -72,15 +73,16 @@ def read_tables(
         drop: further columns that are none.
         missing: what to do with rows that lack a number, or have an infinite one: "refuse" names the first, "drop"
             leaves them out together with their labels, and logs how many.
+        beside: files of other tables: rows are called by the whole path where two files have one name.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a missing column, a file without rows, other columns than the first file's, a missing number, a
             column of times or decimals, a split that some files have alone.
     """
-    several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    short = [expand(path).name for path in several]
-    called = [name if short.count(name) == 1 else str(path) for name, path in zip(short, several, strict=True)]
+    several = each_path(paths)
+    short = [expand(path).name for path in (*several, *beside)]
+    called = [name if short.count(name) == 1 else str(path) for name, path in zip(short, several, strict=False)]
     found = [_read(expand(path), name, label, drop, missing) for path, name in zip(several, called, strict=True)]
     first = found[0]
     for path, table in zip(several, found, strict=True):
@@ -102,6 +104,11 @@ def read_tables(
         tuple(name for table in found for name in table.names),
         None if first.split is None else np.concatenate([table.split for table in found if table.split is not None]),
     )
+
+
+def each_path(paths: str | os.PathLike[str] | Sequence[str]) -> list[str | os.PathLike[str]]:
+    """One path or several, as a list."""
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
 
 
 def _read(path: Path, called: str, label: str, drop: Sequence[str], missing: str) -> Table:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.batch import Batch
 from datamodules.labelled import LabelledData, nested_draw, rank_in_class
-from datamodules.table_files import SPLIT, Columns, Table, read_tables
+from datamodules.table_files import SPLIT, Columns, Table, each_path, read_tables
 from miners.base import Row, TrainingTable
 from miners.draws import RowGenerator
 from miners.pool import NOBODY, Items
@@ -174,11 +174,11 @@ class TabularData(LabelledData):
 
     def _read(self) -> None:
         parts = {"train": self.train, "val": self.val, "test": self.test}
-        tables = {
-            name: read_tables(paths, self.label, self.drop, self.missing)
-            for name, paths in parts.items()
-            if paths is not None
-        }
+        given = {name: each_path(paths) for name, paths in parts.items() if paths is not None}
+        tables = {}
+        for name, paths in given.items():
+            beside = [path for other in given if other != name for path in given[other]]
+            tables[name] = read_tables([str(path) for path in paths], self.label, self.drop, self.missing, beside)
         train = tables["train"]
         named = [name for name, table in tables.items() if table.split is not None]
         if named and len(tables) > 1:

@@ -19,7 +19,7 @@ def one_class(folder: Path, **options: Any) -> TabularData:
         "drop": ["note"],
         "batch_size": 8,
     }
-    return TabularData(str(folder / "train_20percent.csv.gz"), **(given | options))
+    return TabularData(**({"train": str(folder / "train_20percent.csv.gz")} | given | options))
 
 
 def ready(data: TabularData) -> TabularData:
@@ -101,6 +101,15 @@ def test_rows_of_a_split_are_never_trained_on_as_others(tmp_path: Path) -> None:
     rows[5][1] = "training"
     with pytest.raises(ValueError, match="the column 'split' says 'training'; wanted train, val, test, or nothing"):
         ready(TabularData(str(write_csv(tmp_path / "typo.csv", rows, names))))
+
+
+def test_files_of_one_name_in_two_splits_are_told_apart(tmp_path: Path) -> None:
+    for seed, name in enumerate(("u", "v")):
+        (tmp_path / name).mkdir()
+        write_csv(tmp_path / name / "f.csv", flows(20, seed, ("dos",)))
+    data = ready(one_class(tmp_path, train=str(tmp_path / "u" / "f.csv"), test=str(tmp_path / "v" / "f.csv")))
+    assert len(set(data.names("row"))) == 40
+    assert data.names("row")[int(data.ids("test")[-1])] == f"{tmp_path}/v/f.csv row 20"
 
 
 def test_few_labels_are_nested_and_balanced(tmp_path: Path) -> None:
