@@ -14,6 +14,7 @@ from torch import Tensor
 from hardneg.report.svg import as_shown, save_svg
 
 MOST_AREAS = 12  # maps of one picture
+MOST_WIDE = 3.0  # a column of queries, in columns of references
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ def draw_retrieved(queries: Sequence[ShownQuery], file: str | Path, title: str =
     Frames are green where that is right, red where it is wrong, orange where it shows a part of the place.
     """
     columns = 2 + max((len(query.found) for query in queries), default=1)
-    figure = Figure(figsize=(1.35 * columns, 1.5 * max(len(queries), 1) + 0.4), layout="constrained")
-    grid = figure.subplots(max(len(queries), 1), columns, squeeze=False)
+    wide = max((query.query.shape[2] / query.query.shape[1] for query in queries), default=1.0)  # of a panorama
+    widths = [min(max(wide, 1.0), MOST_WIDE), *[1.0] * (columns - 1)]
+    figure = Figure(figsize=(1.35 * sum(widths), 1.5 * max(len(queries), 1) + 0.4), layout="constrained")
+    grid = figure.subplots(max(len(queries), 1), columns, squeeze=False, width_ratios=widths)
     for axis in grid.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -99,10 +102,12 @@ def draw_errors(
         axis.add_collection(LineCollection(list(lines), colors="0.7", linewidths=0.5))
         drawn = axis.scatter(*start[near].T, c=error[near], s=9, cmap="viridis_r", vmin=0, vmax=most, zorder=2)
         axis.scatter(*start[~near].T, marker="x", s=14, color="C3", zorder=2)
-        axis.set_title(f"{len(chosen)} queries, {int((~near).sum())} taken to be elsewhere (x)", fontsize=7)
+        far = f", {int((~near).sum())} taken to be elsewhere (x)" if not near.all() else ""
+        axis.set_title(f"{len(chosen)} queries{far}", fontsize=7)
         axis.tick_params(labelsize=5)
         if here.shape[1] > 1:
-            axis.set_aspect("equal", adjustable="datalim")
+            middle = np.radians(float(here[chosen, 0].mean())) if degrees else 0.0
+            axis.set_aspect(1 / max(np.cos(middle), 0.01), adjustable="datalim")  # a degree of longitude is shorter
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=grid, shrink=0.8)
         bar.set_label("metres to the first reference", fontsize=7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from hardneg.report.geo import MOST_AREAS, ShownQuery, draw_errors, draw_retrieved
@@ -44,3 +45,13 @@ def test_a_map_for_each_area(tmp_path: Path) -> None:
     assert text.count('id="axes_') == MOST_AREAS + 1
     text = draw_errors(here, here, torch.zeros(6), None, True, tmp_path / "e.svg").read_text()
     assert text.count('id="axes_') == 2
+
+
+def test_panoramas_get_a_wide_column(tmp_path: Path) -> None:
+    widths = []
+    for size in ((4, 4), (4, 8), (4, 400)):
+        query = ShownQuery(torch.zeros(3, *size, dtype=torch.uint8), PICTURE, [PICTURE], [1], "a", 1)
+        head = draw_retrieved([query], tmp_path / "retrieved.svg").read_text()
+        widths.append(float(head.split('<svg xmlns:xlink="http://www.w3.org/1999/xlink" width="')[1].split("pt")[0]))
+    assert widths[1] / widths[0] == pytest.approx(4 / 3)
+    assert widths[2] / widths[0] == pytest.approx(5 / 3)
