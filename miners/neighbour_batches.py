@@ -477,7 +477,7 @@ class _Batches:
         self.place[order] = np.arange(len(order))  # the order is random: the earliest of several rows is a random one
         owners, documents = meetings.pairs
         waits = self.batch_of[owners] == WAITING
-        self.free = np.bincount(documents[waits], minlength=meetings.documents)  # by document, rows that hold it
+        self.free = np.bincount(documents[waits], minlength=meetings.documents)  # waiting rows by document
         # numbers of the last batch that a key, a document, or a document as a semi-positive has come into
         self.taken = [NOT_HERE] * len(meetings.with_key)
         self.held, self.shunned = (np.full(meetings.documents, NOT_HERE) for _ in range(2))
