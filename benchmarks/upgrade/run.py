@@ -230,7 +230,12 @@ def audited(options: argparse.Namespace) -> str:
         with contextlib.redirect_stdout(said):
             status = hardneg(["audit", *arguments])
         assert status == 0, "hardneg audit has said why on stderr"
-    text = said.getvalue().replace(f"{where}/", "").replace(f"{options.out}/", "")
+
+    def shortened(text: str) -> str:  # where models lay is nobody's business
+        return text.replace(f"{where}/", "").replace(f"{options.out}/", "")
+
+    page, text = options.out / "flips.html", shortened(said.getvalue())
+    page.write_text(shortened(page.read_text()))
     kept.write_text(text)
     return text
 
