@@ -202,13 +202,7 @@ def trained(cell: tuple[str, str, tuple[str, ...], str], dtype: torch.dtype) -> 
 
 
 def all_trained() -> dict[str, dict[str, Tensor]]:
-    """Every cell in float64; in float32 those of InfoNCE, since what is gathered does not know the loss."""
-    return {
-        f"{dtype} {cell}": trained(cell, dtype)
-        for dtype in (torch.float64, torch.float32)
-        for cell in cells()
-        if dtype == torch.float64 or cell[1] == "InfoNCE"
-    }
+    return {f"{dtype} {cell}": trained(cell, dtype) for dtype in (torch.float64, torch.float32) for cell in cells()}
 
 
 def distance(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
@@ -286,8 +280,8 @@ def test_processes_train_like_one(
         moved += any(bool(value.abs().max() > 0) for key, value in expected.items() if key.startswith("gradient/"))
     with capsys.disabled():
         print(
-            f"\n{len(cells())} cells of chain x loss x direction x option, some in two dtypes, on {len(together)} "
-            f"processes: {len(alone)} equal one process, {moved} of them with a gradient"
+            f"\n{len(cells())} cells of chain x loss x direction x option in two dtypes on {len(together)} processes: "
+            f"{len(alone)} equal one process, {moved} of them with a gradient"
         )
     assert moved == len(alone)
 
