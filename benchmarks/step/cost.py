@@ -11,11 +11,12 @@ from __future__ import annotations
 import inspect
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import miners
 from benchmarks.step.guided import batch, ours, pool_of, theirs, trained, with_gradients
 from benchmarks.step.measure import Step, arguments, seconds, seconds_together, write_table
-from miners import InBatch, MoCHi, PoolMiner
+from miners import InBatch, MoCHi, PoolMiner, Store
 
 PROVIDED = {"embeddings", "sides", "own_positive", "guide", "one_space"}
 ONE_BLOCK, FOUR_BLOCKS = "InBatch (one block)", "InBatch, SelfBlocks, GIST (four blocks)"
@@ -32,7 +33,10 @@ def ready_miners() -> dict[str, PoolMiner]:
         kind = getattr(miners, name)
         if inspect.isclass(kind) and issubclass(kind, PoolMiner) and not inspect.isabstract(kind):
             found[name] = kind
-    options = {"CET": {"origins": None}}  # by default it weighs what sources drew, which is not here
+    options: dict[str, dict[str, Any]] = {
+        "CET": {"origins": None},  # by default it weighs what sources drew, which is not here
+        "ClusterWeights": {"num_clusters": (2, 3)},
+    }
     return {
         name: kind(**options.get(name, {}))
         for name, kind in found.items()
@@ -46,7 +50,11 @@ def steps_of(rows: int, seed: int) -> dict[str, Step]:
     pairs = student[:2], guide[:2]
     steps: dict[str, Step] = {ONE_BLOCK: partial(trained, [InBatch()], *pairs)}
     for name, miner in ready_miners().items():
-        miner.commit(pool_of(*pairs))  # a queue is filled, so that its block is there
+        pool = pool_of(*pairs)
+        miner.refresh(
+            {of.space: Store(student[side].detach(), space=of.space) for side, of in enumerate(pool.sides.values())}
+        )
+        miner.commit(pool)  # a queue is filled, so that its block is there
         steps[f"InBatch, {name}"] = partial(trained, [InBatch(), miner], *pairs)
     return steps | {FOUR_BLOCKS: partial(ours, student, guide)}
 

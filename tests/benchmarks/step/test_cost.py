@@ -22,14 +22,14 @@ def test_every_step_trains() -> None:
     assert next(iter(steps)) == ONE_BLOCK
     values = {name: step() for name, step in steps.items()}
     assert all(bool(torch.isfinite(value)) for value in values.values())
-    for name in ("InBatch, GIST", "InBatch, SelfBlocks", "InBatch, MemoryQueue", FOUR_BLOCKS):
+    for name in ("InBatch, GIST", "InBatch, SelfBlocks", "InBatch, MemoryQueue", "InBatch, ClusterWeights", FOUR_BLOCKS):
         assert values[name] != values[ONE_BLOCK]
 
 
 def test_the_table_says_how_equal_both_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cost, "SIZES", (8, 16))
+    monkeypatch.setattr(cost, "SIZES", (16, 24))
     threads = torch.get_num_threads()
     monkeypatch.setattr(sys, "argv", ["cost", "--repeats", "2", "--out", str(tmp_path / "cost.md")])
     cost.main()
