@@ -33,7 +33,9 @@ def test_laws(seed: int, weight: float, length: float) -> None:
     torch.testing.assert_close(steered.norm(dim=1), torch.ones(4).double())
     torch.testing.assert_close(steer(length * query, 2 * length * away, weight), steered)  # lengths do not matter
     q, r = F.normalize(query, dim=1), F.normalize(away, dim=1)
-    assert bool((F.cosine_similarity(steered, r) <= F.cosine_similarity(q, r) + 1e-9).all())
+    # what is alike (r.q >= 0) becomes less alike; what is nearly opposite may be passed on the far side
+    before, after = F.cosine_similarity(q, r), F.cosine_similarity(steered, r)
+    assert bool((after <= before + 1e-9)[before >= 0].all())
     expected = [
         [a - weight * b for a, b in zip(one, perpendicular(other, one), strict=True)]
         for one, other in zip(q.tolist(), r.tolist(), strict=True)
