@@ -27,6 +27,8 @@ class ExtremeData(TextData):
         test_split: "tst" in the repository's folders; null for none.
         content: title and content of a thing, with a space between; false takes the title alone where there is one.
         filters: leave the pairs of filter_labels_<split>.txt out: they are no positives, and no ranking shows them.
+        max_instances: train on so many instances, a fixed random choice of those with labels; null takes all. Labels
+            all stay, and so do the other splits.
         loading: batch_size, batch_miner, sources, drop_last, eval_batch_size, num_workers, seed; see `TextData`.
     """
 
@@ -38,6 +40,7 @@ class ExtremeData(TextData):
         test_split: str | None = "tst",
         content: bool = True,
         filters: bool = True,
+        max_instances: int | None = None,
         **loading: Any,
     ) -> None:
         self.folder = folder
@@ -45,6 +48,9 @@ class ExtremeData(TextData):
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
         self.content = content
         self.filters = filters
+        if max_instances is not None and max_instances < 1:
+            raise ValueError(f"ExtremeData(max_instances={max_instances}): wants at least 1, or null for all of them.")
+        self.max_instances = max_instances
         self._pairs: dict[str, Tensor] = {}  # (V, 2) query and label
         self._excluded: dict[str, Tensor] = {}  # (V, 2)
 
@@ -57,6 +63,8 @@ class ExtremeData(TextData):
             lists = read_instances(folder, split, self.content, len(labels), queries)
             pairs = [(start + row, label) for row, targets in enumerate(lists) for label in dict.fromkeys(targets)]
             self._pairs[split] = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+            if split == self.train_split and self.max_instances is not None:
+                self._pairs[split] = _some(self._pairs[split], self.max_instances)
             removed = self._pairs[split][:0]
             if self.filters:
                 removed = read_filter(folder, split, len(lists), len(labels)) + torch.tensor([start, 0])
@@ -79,3 +87,10 @@ class ExtremeData(TextData):
 
 def _judged(pairs: Tensor) -> Judgements:
     return Judgements(pairs[:, 0].contiguous(), pairs[:, 1].contiguous(), torch.ones(len(pairs), dtype=torch.long))
+
+
+def _some(pairs: Tensor, instances: int) -> Tensor:
+    """(V', 2) the pairs of so many instances; the same ones in every run."""
+    ids = pairs[:, 0].unique()
+    drawn = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))[:instances]]
+    return pairs[torch.isin(pairs[:, 0], drawn)]

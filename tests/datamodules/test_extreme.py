@@ -64,6 +64,21 @@ def test_without_filters_and_without_content(folder: Path) -> None:
     assert data.corpus_texts[0] == "label 0"
 
 
+def test_some_instances_and_all_labels(folder: Path) -> None:
+    write(folder, "trn.json.gz", [{**TRAIN[0], "uid": f"A{n}", "target_ind": [n % 4]} for n in range(20)])
+    (folder / "filter_labels_train.txt").write_text("")
+    kept = [ready(folder, max_instances=6).table.anchors.tolist() for _ in range(2)]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 6
+    assert kept[0] != list(range(6))
+    data = ready(folder, max_instances=100)
+    assert (len(data.table), len(data.corpus_texts)) == (20, 4)
+    data.setup("test")
+    assert data.queries("tst")[0].tolist() == [20]
+    with pytest.raises(ValueError, match=r"max_instances=0.*at least 1"):
+        ready(folder, max_instances=0)
+
+
 def test_json_lines_with_text(tmp_path: Path) -> None:
     write(tmp_path, "labels.jsonl.gz", [{"title": "t", "text": "long"}, {"title": "u"}])
     write(tmp_path, "train.jsonl.gz", [{"uid": 7, "text": "x", "target_ind": [1]}])
