@@ -12,11 +12,12 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from hardneg.benchmark.meter import Meter
 from hardneg.benchmark.peer import make_peer
@@ -28,6 +29,7 @@ from hardneg.lightning_cli import HardnegCLI
 from hardneg.report.evaluation import write_whole
 
 RUN, SCORES, CURVES = "run.json", "scores.parquet", "curves.parquet"
+PREPARED, SPENT = "prepared", "spent.json"  # what chains begin with, below the shared folder of a run; its cost
 FOREVER = 10**9  # steps, where seconds end a fit
 
 
@@ -138,31 +140,58 @@ def _version(package: str) -> str:
 
 def _train(cell: Cell, meter: Meter, folder: Path, work: Path, wandb: bool) -> tuple[HardnegCLI, str]:
     """Go through the phases; the last one's module is evaluated. Also a hash of the weights that all began with."""
-    weights = ""
-    for number, phase in enumerate(cell.phases):
-        last = number == len(cell.phases) - 1
-        cli = _parse(HardnegCLI, cell, phase, folder, work)
-        weights = weights or weights_of(getattr(cli.model, "encoder", cli.model))
-        if wandb:
-            cli.trainer.loggers = make_loggers(["wandb"], str(work))
-        cli.trainer.callbacks.append(meter)  # type: ignore[attr-defined]
-        if phase.command == "predict":
-            cli.trainer.callbacks.append(WriteStores(str(work / "stores")))  # type: ignore[attr-defined]
-            meter.begin(None)
-            cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
-            meter.ready()
-            meter.pause()
-        elif phase.share:
-            steps, seconds = _share(cell, phase)
-            meter.begin(seconds)
-            if cell.peer is not None and last:
-                _fit_peer(cell, cli, meter, steps)
-            else:
-                cli.trainer.fit(cli.model, cli.datamodule)
-            meter.pause()
-            if not last:
-                cli.model.save_pretrained(str(work / "model"))
+    *before, last = cell.phases
+    weights = _begin(cell, before, meter, folder, work, wandb) if before else ""
+    cli = _parse(HardnegCLI, cell, last, folder, work)
+    weights = weights or weights_of(getattr(cli.model, "encoder", cli.model))
+    _run_phase(cell, last, cli, meter, work, wandb)
     return cli, weights
+
+
+def _begin(cell: Cell, phases: Sequence[Phase], meter: Meter, folder: Path, work: Path, wandb: bool) -> str:
+    """Lay what the chain prepares into ``work``: made once for all chains that begin alike, and counted for each."""
+    place = folder.parent / "shared" / PREPARED / cell.beginning
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        if not place.exists():
+            part = place.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            spent, weights = Meter(), ""
+            for phase in phases:
+                cli = _parse(HardnegCLI, cell, phase, folder, part)
+                weights = weights or weights_of(getattr(cli.model, "encoder", cli.model))
+                _run_phase(cell, phase, cli, spent, part, wandb)
+                if phase.command == "fit":
+                    cli.model.save_pretrained(str(part / "model"))
+            write_whole(part / SPENT, json.dumps({"weights": weights, "meter": spent.state()}))
+            os.rename(part, place)
+    for name in ("model", "stores"):
+        if (place / name).exists():
+            (work / name).symlink_to((place / name).resolve(), target_is_directory=True)
+    record = json.loads((place / SPENT).read_text())
+    meter.restore(record["meter"])
+    return record["weights"]
+
+
+def _run_phase(cell: Cell, phase: Phase, cli: HardnegCLI, meter: Meter, work: Path, wandb: bool) -> None:
+    if wandb:
+        cli.trainer.loggers = make_loggers(["wandb"], str(work))
+    cli.trainer.callbacks.append(meter)  # type: ignore[attr-defined]
+    if phase.command == "predict":
+        cli.trainer.callbacks.append(WriteStores(str(work / "stores")))  # type: ignore[attr-defined]
+        meter.begin(None)
+        cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
+        meter.ready()
+        meter.pause()
+    elif phase.share:
+        steps, seconds = _share(cell, phase)
+        meter.begin(seconds)
+        if cell.peer is not None and phase is cell.phases[-1]:
+            _fit_peer(cell, cli, meter, steps)
+        else:
+            cli.trainer.fit(cli.model, cli.datamodule)
+        meter.pause()
 
 
 def _fit_peer(cell: Cell, cli: HardnegCLI, meter: Meter, steps: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,6 +12,8 @@ import pytorch_lightning as pl
 WATCHED = ("loss", "hardness_mean", "hardness_max", "dropped_share", "empty_rows", "waiting_share")
 """Logged under ``train/`` by every module of ours, for each direction by itself where there are two; the last one by
 the callback `MeasureWaiting`, where a suite has it."""
+
+COUNTED = ("steps", "samples", "seconds_before_training", "refresh_seconds", "measured_at", "means")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,18 @@ class Meter(pl.Callback):
         self.samples += samples
         now = self.seconds
         self.points += [Point(self.steps, now, self.samples, name, value) for name, value in values.items()]
+
+    def state(self) -> dict[str, Any]:
+        """All that was counted, as plain values; the clock must stand."""
+        plain = {name: getattr(self, name) for name in COUNTED}
+        return plain | {"seconds": self.seconds, "points": [list(astuple(point)) for point in self.points]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Count on from another meter's `state`."""
+        for name in COUNTED:
+            setattr(self, name, state[name])
+        self._seconds = state["seconds"]
+        self.points = [Point(*values) for values in state["points"]]
 
     def measured(self, means: Mapping[str, float]) -> None:
         """Remember an evaluation on dev; the clock must stand."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hardneg.benchmark.cell import RUN, check_cell, run_cell
+from hardneg.benchmark.cell import PREPARED, RUN, check_cell, run_cell
 from hardneg.benchmark.suite import Cell, Suite
 from hardneg.benchmark.tables import write_tables
 
@@ -77,6 +77,7 @@ def run_suite(suite: Suite, folder: Path, processes: int = 1, runner: Runner = r
     write_tables(folder, suite, [done[cell.key] for cell in (*trials, *final) if cell.key in done], chosen, failed)
     if failed:
         raise RuntimeError(_failures(failed))
+    shutil.rmtree(folder / "shared" / PREPARED, ignore_errors=True)  # no cell is left that would begin with it
     return folder
 
 

@@ -79,7 +79,8 @@ class Chain:
         name: as the report shows it.
         configs: overlays, as in ``hardneg fit``.
         prepare: what runs before, on the same budget: ``{fit: overlays, share: 0.5}`` trains and leaves
-            ``{work}/model``, ``{predict: overlays}`` leaves ``{work}/stores``.
+            ``{work}/model``, ``{predict: overlays}`` leaves ``{work}/stores``. Chains that prepare alike share it,
+            and each of them is charged for it.
         tune: overlays of which dev chooses one.
         peer: ``{class_path, init_args}`` of a `Peer` that trains in the place of our trainer.
         seeds: of this chain; None = the suite's.
@@ -127,7 +128,17 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:16]
+        return _hash(self.content)
+
+    @property
+    def beginning(self) -> str:
+        """As ``key``, of what the chain prepares: cells that have it alike can share it."""
+        ours = ("form", "seed", "budget", "points", "threads")
+        return _hash({name: self.content[name] for name in ours} | {"phases": self.content["phases"][:-1]})
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

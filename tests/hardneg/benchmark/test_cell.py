@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
-from hardneg.benchmark.cell import RUN, check_cell, run_cell
+from hardneg.benchmark.cell import CURVES, PREPARED, RUN, SPENT, check_cell, run_cell
 from hardneg.benchmark.meter import Meter
 from hardneg.benchmark.peer import Peer
 
@@ -47,10 +48,37 @@ def test_a_chain_may_prepare_on_the_same_budget(make_suite, tmp_path):
         "configs": ["miners/adore.yaml", trained, frozen],
     }
     suite = make_suite(chains={"in-batch": ["miners/in_batch.yaml"], "adore": adore}, seeds=1, points=1)
-    plain, both = (run_cell(last_run(suite, chain), tmp_path) for chain in ("in-batch", "adore"))
+    cells = tmp_path / "cells"
+    plain, both = (run_cell(last_run(suite, chain), cells) for chain in ("in-batch", "adore"))
     assert plain["steps"] == both["steps"] == 4
     assert plain["weights"] == both["weights"]
-    assert {path.name for path in (tmp_path / both["key"]).iterdir()} == {RUN, "scores.parquet", "curves.parquet"}
+    assert {path.name for path in (cells / both["key"]).iterdir()} == {RUN, "scores.parquet", "curves.parquet"}
+
+
+def test_chains_that_begin_alike_train_the_beginning_once_and_pay_for_it_each(make_suite, tmp_path):
+    trained = {"model": {"init_args": {"encoder": {"init_args": {"model": "{work}/model"}}}}}
+    begin = [{"fit": ["miners/in_batch.yaml"], "share": 0.5}]
+    chains = {
+        "plain": {"prepare": begin, "configs": ["miners/in_batch.yaml", trained]},
+        "again": {"prepare": begin, "configs": ["miners/in_batch.yaml", trained, {"model": {"init_args": {}}}]},
+        "other": {"prepare": [{"fit": ["miners/in_batch.yaml"], "share": 0.25}], "configs": [trained]},
+    }
+    suite = make_suite(chains=chains, baseline="plain", seeds=1)
+    cells, shared = tmp_path / "cells", tmp_path / "shared" / PREPARED
+    alone = run_cell(last_run(suite, "plain"), cells)
+    (place,) = (path for path in shared.iterdir() if path.is_dir())
+    spent = json.loads((place / SPENT).read_text())
+    spent["meter"]["seconds"] += 5000
+    (place / SPENT).write_text(json.dumps(spent))
+    again = run_cell(last_run(suite, "again"), cells)
+    assert again["wall_seconds"] < 5000 < again["seconds"]
+    assert (again["steps"], again["samples"], again["weights"]) == (4, 12, alone["weights"])
+    assert again["means"] == alone["means"]
+    points = [pq.read_table(cells / record["key"] / CURVES) for record in (alone, again)]
+    assert points[0].column("step").equals(points[1].column("step"))
+    assert points[0].column("value").equals(points[1].column("value"))
+    run_cell(last_run(suite, "other"), cells)
+    assert len([path for path in shared.iterdir() if path.is_dir()]) == 2
 
 
 def test_a_guide_and_a_refresh_are_counted(make_suite, tmp_path, tiny_model):
