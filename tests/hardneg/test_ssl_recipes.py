@@ -40,7 +40,9 @@ def test_imagenet100(tmp_path: Path) -> None:
     steps = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--evaluate_start=false"]
     assert main(["fit", *common, *steps]) == 0
     run = tmp_path / "run" / "version_0"
-    assert {"report.html", "model", "evaluation.json", "negatives.jsonl"} <= {path.name for path in run.iterdir()}
+    there = {path.name for path in run.iterdir()}
+    assert {"report.html", "neighbours.html", "model", "evaluation.json", "negatives.jsonl"} <= there
+    assert '<img src="data:image/jpeg;base64,' in (run / "report.html").read_text()
     assert {"val/accuracy", "val/kNN", "train/loss", "train/waiting_share"} <= columns(run)
     encoder = ImageEncoder.from_pretrained(run / "model")
     assert encoder.embed(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "image").shape == (2, 128)
@@ -54,7 +56,7 @@ def test_imagenet100(tmp_path: Path) -> None:
 def test_real_files(overlay: str, name: str, tmp_path: Path) -> None:
     if not (REAL / name).exists():
         pytest.skip(f"HARDNEG_DATA does not hold {name}")
-    arguments = ["fit", f"--config=data/{overlay}.yaml", "--config=models/moco_resnet18.yaml", *QUICK]
+    arguments = ["fit", f"--config=data/{overlay}.yaml", "--config=models/moco_ir_resnet_small.yaml", *QUICK]
     arguments += [f"--folder={tmp_path}", "--trainer.max_steps=1", "--evaluate_start=false", "--data.batch_size=8"]
     assert main([*arguments, "--data.num_workers=0", "--trainer.limit_val_batches=0"]) == 0
     assert ImageEncoder.from_pretrained(tmp_path / "version_0" / "model").dim == 128
