@@ -10,7 +10,7 @@ split in the whole corpus; intervals and verdicts are over seeds and queries, as
 
     python -m benchmarks.upgrade.run
 
-Budget: 15 minutes on 2 cores for 3 seeds (12 runs of 170 steps of 32 rows). Every finished run is a file in runs/, with
+Budget: 15 minutes on 2 cores for 3 seeds (12 runs of 80 steps of 32 rows). Every finished run is a file in runs/, with
 the options that it was made with; the same command goes on where it stopped, starts no run after ``--minutes``, and
 refuses runs of other options. table.md, audit.txt (what ``hardneg audit --against`` says of seed 0) and flips.html, its
 page, are made of them.
@@ -245,14 +245,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="sample:wordnet_senses", help="BEIR folder with the splits train and test")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=170)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--layers", type=int, default=2, help="of MiniLM that the encoder keeps")
     parser.add_argument("--random", action="store_true", help="random batches in place of NGAME's clusters")
-    parser.add_argument("--weight", type=float, default=1.0, help="of the distillation")
+    parser.add_argument("--weight", type=float, default=10.0, help="of the distillation")
     parser.add_argument("--focus", type=float, default=5.0)
-    parser.add_argument("--softening", type=float, default=1.0)
+    parser.add_argument("--softening", type=float, default=5.0)
     parser.add_argument("--cutoffs", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--minutes", type=float, default=15, help="start no run after so many")
     parser.add_argument("--threads", type=int, default=2)
