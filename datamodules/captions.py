@@ -141,6 +141,12 @@ class CaptionsDataBase(RowsData):
         names = [self.things[i] for i in ids.tolist()]
         return PictureView(self.pairs.read, names) if space == "image" else names
 
+    def depict(self, i: int, space: str) -> Tensor | None:
+        """A picture; of "query", a pair: its own. Captions have none."""
+        if space == "query":
+            return self.pairs.read(self.pairs.pictures[i])
+        return self.pairs.read(self.things[i]) if self.is_picture[i] else None
+
     def text_of(self, ids: Tensor | Sequence[int], space: str) -> list[str]:
         """Captions, or pictures' names; of "query", pairs: both."""
         names = self.names(space)

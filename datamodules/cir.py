@@ -158,6 +158,7 @@ class CIRData(RowsData):
         self._splits: dict[str, CIRSplit] = {}
         self._queries = Vocabulary()
         self._texts: list[str] = []
+        self._reference_of: list[int] = []  # by query
 
     # What subclasses say
 
@@ -236,6 +237,10 @@ class CIRData(RowsData):
             self._cache[i] = picture
         return picture
 
+    def depict(self, i: int, space: str) -> Tensor:
+        """A picture; of a query, its reference."""
+        return self.picture(self._reference_of[i] if space == "query" else i)
+
     def view(self, ids: Tensor) -> PictureView:
         """Pictures as a sequence that is decoded when it is read."""
         return PictureView(self.picture, ids)
@@ -304,7 +309,7 @@ class CIRData(RowsData):
             known.append((torch.tensor([row for row, _, _ in soft], dtype=torch.long), of_twin[ids]))
         self.known = Ragged.from_pairs(torch.cat([r for r, _ in known]), torch.cat([i for _, i in known]), len(rows))
         self.training_pictures = torch.cat([self.references, self.targets]).unique()
-        anchors = self._add_queries(triplets)
+        anchors = self._add_queries(triplets, self.references)
         positives = Ragged(torch.arange(len(rows) + 1), self.targets)
         self.start(TrainingTable(anchors, positives, anchor_names=self._queries, document_names=self._pictures), ())
         log.info("%s: %d triplets over %d pictures", self, len(triplets), len(self.training_pictures))
@@ -319,9 +324,10 @@ class CIRData(RowsData):
             return Ragged.from_pairs(rows, self._ids_of(((t, name) for _, t, name in found), what), len(triplets))
 
         galleries = {name: self._pictures_named(list(dict.fromkeys(of))) for name, of in raw.galleries.items()}
+        references = self._ids_of(((each, each.reference) for each in triplets), "reference")
         found = CIRSplit(
-            self._add_queries(triplets),
-            self._ids_of(((each, each.reference) for each in triplets), "reference"),
+            self._add_queries(triplets, references),
+            references,
             listed(right, "answer"),
             listed(members, "member of the subset"),
             tuple(each.group for each in triplets),
@@ -334,8 +340,9 @@ class CIRData(RowsData):
                 raise ValueError(f"{each.place}: the answer '{name}' is not in the gallery, so nobody could find it.")
         return found
 
-    def _add_queries(self, triplets: Sequence[Triplet]) -> Tensor:
+    def _add_queries(self, triplets: Sequence[Triplet], references: Tensor) -> Tensor:
         first = len(self._queries)
+        self._reference_of += references.tolist()
         for each in triplets:
             if not self._queries.add(each.name):
                 raise ValueError(

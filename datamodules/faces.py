@@ -172,6 +172,10 @@ class FacesData(RowsData):
                 return pictures.picture(row - first)
         raise IndexError(f"{self} has no picture {row}.")
 
+    def depict(self, i: int, space: str) -> Tensor:
+        """A picture; of a class, the first that is trained on."""
+        return self.picture(int((self.labels == i).byte().argmax()) if space == "class" else i)
+
     def view(self, ids: Tensor) -> PictureView:
         """Pictures as a sequence that is decoded when it is read."""
         return PictureView(self.picture, ids)

@@ -194,6 +194,10 @@ class GeoData(RowsData):
                 return views.picture(row - int(ids[0]), self.channels, self.sizes[space])
         raise IndexError(f"{self} has no {space} {row}.")
 
+    def depict(self, i: int, space: str) -> Tensor:
+        """As `picture`."""
+        return self.picture(i, space)
+
     def view(self, ids: Tensor, space: str) -> PictureView:
         """Pictures as a sequence that is decoded when it is read."""
         return PictureView(partial(self.picture, space=space), ids)

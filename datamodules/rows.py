@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batch import Batch
@@ -109,6 +110,10 @@ class RowsData(LightningDataModule, ABC):
         table = self._training().miner.table
         assert table is not None
         return table
+
+    def depict(self, i: int, space: str) -> Tensor | None:
+        """(C, H, W) uint8 that shows a thing to people; None where it has no picture."""
+        return None
 
     def __str__(self) -> str:
         return type(self).__name__

@@ -191,6 +191,10 @@ class TwoCropsData(LabelledData):
         """The file of each picture; position = id."""
         return self.pictures.names
 
+    def depict(self, i: int, space: str) -> Tensor:
+        """The whole picture, as its file has it."""
+        return self.pictures.picture(i)
+
     def __str__(self) -> str:
         return f"TwoCropsData({self.folder})"
 

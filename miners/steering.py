@@ -12,8 +12,8 @@ def steer(query: Tensor, away: Tensor, weight: float = 0.5, perpendicular: bool 
 
     ``normalise(q - weight * sum of r)``, and with ``perpendicular`` each r is first freed of what it shares with q,
     ``r - (r.q) q``: the query then keeps its own direction, and two things that are alike are told apart by what they
-    differ in. What was alike (r.q >= 0) is less alike afterwards; a long step away from what is nearly opposite may pass
-    it on the far side. Lengths do not matter: q and r are normalised before.
+    differ in. What was alike (r.q >= 0) is less alike afterwards; a long step away from what is nearly opposite may
+    pass it on the far side. Lengths do not matter: q and r are normalised before.
 
     Args:
         query: (B, d) vectors.

@@ -5,6 +5,7 @@ from hardneg.callbacks.audit import AuditNegatives
 from hardneg.callbacks.composed import DrawRetrievals
 from hardneg.callbacks.faces import DrawFaces
 from hardneg.callbacks.geo import DrawPlaces
+from hardneg.callbacks.neighbours import DrawNeighbours
 from hardneg.callbacks.probe import ProbeClasses
 from hardneg.callbacks.record import RecordNegatives
 from hardneg.callbacks.refresh import RefreshNegatives
@@ -17,6 +18,7 @@ __all__ = [
     "AuditNegatives",
     "DrawActivities",
     "DrawFaces",
+    "DrawNeighbours",
     "DrawPlaces",
     "DrawRetrievals",
     "MeasureWaiting",

@@ -13,7 +13,7 @@ class ProbeClasses(pl.Callback):
 
     Features of labelled training things and of the split are made in evaluation mode; scikit-learn's logistic
     regression is solved to convergence on them, and the nearest training things vote. Logs accuracy, macro-F1 and kNN;
-    the module's ``measures`` are then what `hardneg benchmark`, the report and `DrawActivities` read.
+    the module's ``measures`` are then what `hardneg benchmark`, the report, `DrawActivities` and `DrawNeighbours` read.
 
     Args:
         neighbours: that vote in "kNN".

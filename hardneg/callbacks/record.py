@@ -15,8 +15,8 @@ from miners.pool import NegativePool
 class RecordNegatives(pl.Callback):
     """Write the hardest negatives of a few anchors to ``negatives.jsonl`` in the run's folder: first and n-th steps.
 
-    One line per anchor: step, direction, anchor, positive and negatives as text, each with its score and the origin of
-    its block. `hardneg.report` reads it.
+    One line per anchor: step, direction, anchor, positive and negatives as text, each with its score, the origin of its
+    block, and the "thing" that it is, as SPACE/ID. `hardneg.report` reads it.
 
     Args:
         every_n_steps: steps between records.
@@ -73,15 +73,22 @@ class RecordNegatives(pl.Callback):
                 if named < 0:  # made for this batch: no data set has a text of it
                     continue
                 (text,) = texts([named], block.items.space)
-                negatives.append({"text": text, "score": score, "origin": block.origin})
+                thing = f"{block.items.space}/{named}"
+                negatives.append({"text": text, "score": score, "origin": block.origin, "thing": thing})
             assert anchors.ids is not None
             assert positives.ids is not None
             column = chosen[row]
+            asked = int(anchors.ids[row])
             own = int(positives.ids[column] if positives.ids.ndim == 1 else positives.ids[row, column])
             out.append(
                 {
-                    "anchor": texts([int(anchors.ids[row])], anchors.space)[0],
-                    "positive": {"text": texts([own], positives.space)[0], "score": float(positive[row, column])},
+                    "anchor": texts([asked], anchors.space)[0],
+                    "thing": f"{anchors.space}/{asked}",
+                    "positive": {
+                        "text": texts([own], positives.space)[0],
+                        "score": float(positive[row, column]),
+                        "thing": f"{positives.space}/{own}",
+                    },
                     "negatives": negatives,
                 }
             )

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.trainer.states import TrainerFn
 
-from hardneg.report import save_evaluation, write_report
+from hardneg.report import save_evaluation, save_thumbnails, write_report
 from hardneg.report.run import describe, write_facts
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,8 @@ class WriteReport(pl.Callback):
 
     It evaluates nothing. The last validation of the fit becomes the evaluation "final"; the one before training is
     ``hardneg.report.save_evaluation(folder, "start", ...)``, if somebody calls it. Curves come from a CSVLogger and
-    negatives from `RecordNegatives`; the page says what is missing without them.
+    negatives from `RecordNegatives`; the page says what is missing without them. Where the data has pictures, the page
+    shows them, small.
 
     Args:
         title: heading of the page; None = the folder's name.
@@ -63,4 +64,5 @@ class WriteReport(pl.Callback):
             save_evaluation(run, "final", measures, data, data.val_split, seconds, self._validated_at)
         else:
             log.info("WriteReport: this fit never validated, so the report has no measures from after training.")
+        save_thumbnails(run, data)
         log.info("wrote %s", write_report(Path(run), self.title))

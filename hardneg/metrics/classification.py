@@ -24,11 +24,16 @@ class ClassMeasures(RetrievalMeasures):
         scores, ids: (Q, up to 100) the nearest labelled things.
         truth, predicted: (Q,) classes; predicted by the linear probe on all modalities.
         vectors: (Q, F) features that were classified.
+        queries: (Q,) ids of the evaluated things.
+        voted: (Q,) classes that the nearest ``voters`` labelled things give.
     """
 
     truth: Tensor
     predicted: Tensor
     vectors: Tensor
+    queries: Tensor
+    voted: Tensor
+    voters: int
 
 
 def accuracy_and_macro_f1(truth: Tensor, predicted: Tensor) -> tuple[float, float]:
@@ -119,8 +124,9 @@ def evaluate_classes(
     unit = [torch.cat([torch.nn.functional.normalize(of[n], dim=1) for n in train], 1) for of in (train, queries)]
     store, wanted = (torch.nn.functional.normalize(part, dim=1) for part in unit)
     scores, ids = TorchIndex(Store(store, train_ids), device="cpu").search(wanted, min(DEPTH, len(store)))
-    right["kNN"] = nearest_classes(labels, scores, ids, k) == truth
+    voted = nearest_classes(labels, scores, ids, k)
+    right["kNN"] = voted == truth
     means["kNN"] = float(right["kNN"].double().mean())
     query_names = [names[i] for i in query_ids.tolist()]
     by_query = {name: dict(zip(query_names, values.double().tolist(), strict=True)) for name, values in right.items()}
-    return ClassMeasures(means, by_query, scores, ids, truth, predictions[""], wanted)
+    return ClassMeasures(means, by_query, scores, ids, truth, predictions[""], wanted, query_ids, voted, k)

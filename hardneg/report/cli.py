@@ -11,7 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``hardneg report``."""
     parser.add_argument(
         "folder",
-        help="folder of a run (with metrics.csv, negatives.jsonl, evaluation.json), or of several runs to compare",
+        help="folder of a run (with metrics.csv, negatives.jsonl, evaluation.json; thumbnails.json where things have "
+        "pictures), or of several runs to compare",
     )
     parser.add_argument("--title", help="heading of the page; the folder's name if left out")
     parser.add_argument("--out", help="file to write; report.html in the folder if left out")

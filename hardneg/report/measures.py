@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from hardneg.report.evaluation import Evaluation
 from hardneg.report.run import Run
+from hardneg.report.thumbnails import Thumbnails
 from hardneg.report.words import Scale, run_colour
 
 START, FINAL = "start", "final"
@@ -18,11 +19,12 @@ START, FINAL = "start", "final"
 
 @dataclass(frozen=True)
 class Column:
-    """An evaluation under the name it has on the page; ``colour`` is that of its run in the pictures."""
+    """An evaluation under the name it has on the page; ``colour`` is that of its run, ``thumbnails`` are its run's."""
 
     label: str
     evaluation: Evaluation
     colour: str
+    thumbnails: Thumbnails = field(default_factory=Thumbnails)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def evaluation_columns(runs: Sequence[Run], shared: Sequence[Evaluation]) -> lis
             if each.means in known:
                 continue
             label = each.name if not several else run.name if each.name == FINAL else f"{run.name}: {each.name}"
-            columns.append(Column(label, each, run_colour(number)))
+            columns.append(Column(label, each, run_colour(number), run.thumbnails))
     return sorted(columns, key=lambda column: column.evaluation.name != START)
 
 

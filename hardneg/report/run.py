@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hardneg.report.evaluation import FILE as EVALUATIONS
 from hardneg.report.evaluation import Evaluation, read_evaluations, write_whole
+from hardneg.report.thumbnails import Thumbnails, read_thumbnails
 
 CURVES, NEGATIVES, FACTS = "metrics.csv", "negatives.jsonl", "run.json"
 SETTINGS = ("config.yaml", "hparams.yaml")  # the CLI's file, and a logger's
@@ -32,11 +33,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Scored:
-    """A text, its similarity to the anchor, and the block it came from ("" for a positive)."""
+    """A text, its similarity to the anchor, the block it came from ("" for a positive), and the thing as SPACE/ID."""
 
     text: str
     score: float
     origin: str = ""
+    thing: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Record:
     anchor: str
     positive: Scored
     negatives: tuple[Scored, ...]
+    thing: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Run:
     evaluations: tuple[Evaluation, ...]
     facts: Mapping[str, str]
     settings: str
+    thumbnails: Thumbnails
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -109,6 +113,7 @@ def read_run(folder: Path, name: str) -> Run:
         evaluations=tuple(read_evaluations(folder)),
         facts=_read_facts(folder / FACTS),
         settings="" if settings is None else settings.read_text(encoding="utf-8"),
+        thumbnails=read_thumbnails(folder),
     )
 
 
@@ -195,7 +200,7 @@ def _call(part: Any) -> str:
 
 def _record(record: Any) -> Record:
     def scored(entry: Mapping[str, Any], origin: str) -> Scored:
-        return Scored(_text(entry["text"]), float(entry["score"]), origin)
+        return Scored(_text(entry["text"]), float(entry["score"]), origin, str(entry.get("thing", "")))
 
     return Record(
         step=int(record["step"]),
@@ -203,6 +208,7 @@ def _record(record: Any) -> Record:
         anchor=_text(record["anchor"]),
         positive=scored(record["positive"], ""),
         negatives=tuple(scored(entry, str(entry["origin"])) for entry in record["negatives"]),
+        thing=str(record.get("thing", "")),
     )
 
 

@@ -9,10 +9,12 @@ from itertools import zip_longest
 from typing import TypeVar
 
 from hardneg.metrics.retrieval import DEPTH
-from hardneg.report.evaluation import Evaluation, RankedQuery
+from hardneg.report.evaluation import Evaluation, Found, RankedQuery
+from hardneg.report.measures import START, Column, comparable
 from hardneg.report.run import Record
 
 T = TypeVar("T")
+MOST_NEGATIVES = 4  # of a record
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,26 @@ def changes(before: Evaluation, after: Evaluation, most: int = 6) -> Changes:
     worse = sorted((pair for pair in pairs if pair.gain < 0), key=lambda pair: pair.gain)
     same = len(pairs) - len(better) - len(worse)
     return Changes(tuple(better[:most]), tuple(worse[:most]), len(better), len(worse), same)
+
+
+def base_of(columns: Sequence[Column]) -> Column | None:
+    """The start, which stands first, if there is one."""
+    return columns[0] if columns and columns[0].evaluation.name == START else None
+
+
+def moved(columns: Sequence[Column]) -> list[tuple[Column, Changes]]:
+    """What changed since the start, for each evaluation of its split."""
+    base = base_of(columns)
+    return [
+        (column, changes(base.evaluation, column.evaluation))
+        for column in columns
+        if base is not None and column is not base and comparable(base, column)
+    ]
+
+
+def top_of(query: RankedQuery) -> tuple[Found, ...]:
+    """A ranking down to the right one; at least three, so that one at the top has company to be compared with."""
+    return query.top[: max(query.rank, 3)] if query.rank and query.rank <= len(query.top) else query.top
 
 
 def early_and_late(records: Sequence[Record], rows: int = 6) -> list[tuple[Record | None, Record | None]]:

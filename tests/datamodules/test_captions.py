@@ -175,6 +175,12 @@ def test_evaluation_reads_each_pair_of_a_split(folder: Path) -> None:
     data.setup("test")
     (batch,) = data.test_dataloader()
     assert batch.inputs["caption"] == ["a green dot"]
+    (pair,) = data.queries("test")[0].tolist()
+    shown = data.depict(pair, "query")
+    assert shown is not None
+    assert torch.equal(shown, batch.inputs["image"][0])
+    assert torch.equal(shown, data.depict(data.things.index("e.png"), "image"))
+    assert data.depict(pair, "caption") is None
     assert data.val_dataloader() == []
 
 

@@ -43,6 +43,9 @@ def test_a_batch_holds_pictures_texts_and_ids(folder: Path) -> None:
     found = zip(query["ids"].tolist(), ids.tolist(), query["text"], strict=True)
     assert {(names[a], names[b], text) for a, b, text in found} <= wanted
     assert torch.equal(batch.inputs["target"][0], data.picture(int(ids[0])))
+    assert torch.equal(data.depict(int(ids[0]), "image"), data.picture(int(ids[0])))
+    query_ids = batch.items["query"].ids.tolist()
+    assert all(torch.equal(data.depict(i, "query"), query["reference"][row]) for row, i in enumerate(query_ids))
     assert batch.known.to_lists() == [[i] for i in ids.tolist()]
     data.with_pictures = False
     assert torch.equal(next(iter(data.train_dataloader())).inputs["target"], ids)

@@ -35,6 +35,8 @@ def test_splits_of_a_table(tmp_path: Path) -> None:
     assert len(found.probes) == 6
     assert data.qrels("test")["s09/03.png"] == {"s09/00.png": 1}
     assert data.text_of([1], "class") == ["s01"]
+    assert torch.equal(data.depict(1, "class"), data.picture(4))  # the first of four
+    assert torch.equal(data.depict(1, "image"), data.picture(1))
     val = data.split("val")  # its pairs are drawn: two identities of four pictures
     assert (int(val.same.sum()), int((~val.same).sum())) == (12, 16)
     assert len(data.batches) == 3

@@ -45,6 +45,7 @@ def test_splits_have_ids_of_their_own(tmp_path: Path) -> None:
     assert data.qrels("val")["val/streetview/panos/0000013.jpg"] == {"val/bingmap/19/0000013.jpg": 1}
     assert data.everything("document")[0].tolist() == list(range(12))
     assert data.view(torch.tensor([1, 14]), "query")[:].shape == (2, 3, 16, 32)
+    assert torch.equal(data.depict(14, "document"), data.picture(14, "document"))
     (loaded,) = data.val_dataloader()
     assert loaded.items["query"].ids.tolist() == val.queries.tolist()
     queries, references = places_of(val)

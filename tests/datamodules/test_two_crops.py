@@ -46,6 +46,8 @@ def test_folders_of_splits_and_classes(tmp_path: Path) -> None:
     assert sorted(qrels["val/red/0.JPEG"]) == [f"train/red/{i}.JPEG" for i in range(6)]
     (batch, *_) = data.pictures_of(data.ids("val"))
     assert batch.inputs[SPACE].shape == (18, 3, 16, 16)
+    assert torch.equal(data.depict(1, SPACE), data.pictures.picture(1))
+    assert data.depict(1, SPACE).shape == (3, 24, 28)  # not cut
     assert len(data.val_dataloader()) == 1
     assert data.test_dataloader() == []
 

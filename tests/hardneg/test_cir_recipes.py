@@ -65,6 +65,7 @@ def test_emoji_from_stage_1_to_stage_2_with_gist_and_made_triplets(
     run = tmp_path / "runs" / "cir_emoji" / "version_0"
     there = {path.name for path in run.iterdir()}
     assert {"report.html", "retrievals.svg", "model", "evaluation.json", "negatives.jsonl"} <= there
+    assert '<img src="data:image/jpeg;base64,' in (run / "report.html").read_text()
     assert {"val/R@1", "val/R@10", "val/Rsubset@1", "train/loss"} <= columns(run)
     assert load_composed(str(run / "model")).dim == 8
     (checkpoint,) = (run / "checkpoints").glob("*.ckpt")

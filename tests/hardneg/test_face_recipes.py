@@ -39,6 +39,7 @@ def test_orl_with_unpg_and_balanced_batches(tmp_path: Path, monkeypatch: pytest.
     run = tmp_path / "run" / "version_0"
     there = {path.name for path in run.iterdir()}
     assert {"report.html", "roc.svg", "hardest_pairs.svg", "model", "evaluation.json", "negatives.jsonl"} <= there
+    assert '<img src="data:image/jpeg;base64,' in (run / "report.html").read_text()
     assert {"val/accuracy", "val/AUC", "train/loss", "train/UNPG/kept_share"} <= columns(run)
     chain = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["miners"]
     assert [miner["class_path"] for miner in chain] == ["miners.ArcFace", "miners.InBatch", "miners.UNPG"]

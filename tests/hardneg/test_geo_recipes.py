@@ -65,6 +65,7 @@ def test_sen12(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run" / "version_0"
     there = {path.name for path in run.iterdir()}
     assert {"report.html", "retrieved.svg", "errors.svg", "model", "evaluation.json"} <= there
+    assert '<img src="data:image/jpeg;base64,' in (run / "report.html").read_text()
     assert {"val/R@1", "val/AP", "train/loss"} <= columns(run)
     assert load_towers(str(run / "model")).dim == 128
     (checkpoint,) = (run / "checkpoints").glob("*.ckpt")

@@ -22,7 +22,13 @@ def test_every_step_trains() -> None:
     assert next(iter(steps)) == ONE_BLOCK
     values = {name: step() for name, step in steps.items()}
     assert all(bool(torch.isfinite(value)) for value in values.values())
-    for name in ("InBatch, GIST", "InBatch, SelfBlocks", "InBatch, MemoryQueue", "InBatch, ClusterWeights", FOUR_BLOCKS):
+    for name in (
+        "InBatch, GIST",
+        "InBatch, SelfBlocks",
+        "InBatch, MemoryQueue",
+        "InBatch, ClusterWeights",
+        FOUR_BLOCKS,
+    ):
         assert values[name] != values[ONE_BLOCK]
 
 

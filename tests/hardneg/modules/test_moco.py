@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules.batch import Batch
 from datamodules.two_crops import AGAIN, SPACE, TwoCropsData
-from hardneg.callbacks import MeasureWaiting, ProbeClasses
+from hardneg.callbacks import DrawNeighbours, MeasureWaiting, ProbeClasses
 from hardneg.modules.moco import MoCoModule
 from miners import Items, MemoryQueue, MoCHi, Ragged
 from miners.base import process_rank
@@ -119,6 +119,19 @@ def test_a_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert made.measures.vectors.shape == (18, 6)
     assert len(made.embed(SPACE)) == 18
     assert "left 100 %" not in caplog.text  # the first step has no queue yet, which is no mistake
+
+
+def test_neighbours_are_drawn_after_fit_and_test(tmp_path: Path) -> None:
+    made, trainer = fit(write_classes(tmp_path, ("train", "val", "test")), DrawNeighbours(found=2), epochs=1)
+    page = tmp_path / "neighbours.html"
+    for split in ("val", "test"):
+        text = page.read_text()
+        assert f"Split ‘{split}’" in text
+        assert f"<small>{split}/" in text
+        assert 'title="train/' in text
+        page.unlink()
+        if split == "val":
+            trainer.test(made, trainer.datamodule, verbose=False)
 
 
 def test_the_evaluation_can_be_ones_own(tmp_path: Path) -> None:
