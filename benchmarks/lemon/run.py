@@ -8,6 +8,8 @@ PyKEEN trains and evaluates: filtered ranks among all entities, heads and tails,
 sampler is filtered with the training triples. A finished cell is kept: a run that was stopped goes on after its last
 one. The control has neighbourhoods of the same sizes, of entities put together at random. Verdicts: over seeds and
 queries, corrected for the comparisons of a table, differences below 0.005 counting as equivalent.
+
+Budget: 15 minutes of one core (15 cells of 40 seconds, and the entities' texts encoded once, 4 minutes).
 """
 
 from __future__ import annotations
@@ -36,7 +38,6 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "clusters, shuffled": {"kind": "clusters", "mix": 0.5, "shuffled": True},
     "nearest": {"kind": "nearest", "mix": 0.5},
     "nearest, shuffled": {"kind": "nearest", "mix": 0.5, "shuffled": True},
-    "clusters alone": {"kind": "clusters", "mix": 0.0},
 }
 HITS = (1, 3, 10)
 MARGIN, LEVEL = 0.005, 0.05
@@ -157,10 +158,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/lemon"), help="of the cells; a later call goes on")
     parser.add_argument("--graph", default="$HARDNEG_DATA/kg_wn18rr", help="entities, relations and three splits")
-    parser.add_argument("--model", default="distmult", help="of PyKEEN")
+    parser.add_argument("--model", default="transe", help="of PyKEEN; its DistMult learns nothing in so few epochs")
     parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--size", type=int, default=64, help="entities of a neighbourhood")
     parser.add_argument("--test", type=int, default=1000, help="triples of the test split that are asked")
     parser.add_argument("--threads", type=int, default=1)
