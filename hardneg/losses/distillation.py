@@ -31,8 +31,8 @@ class FocalDistillation(PoolLoss):
         learn_temperature: train it, by InfoNCE alone.
         weight: of the distillation; 0 leaves InfoNCE.
         focus: how much more an anchor counts that the old model got right. The paper's 5.
-        softening: factor of the temperature for the two distributions. The paper takes 5, for logits of classifiers; with
-            ``weight`` 10 it kept most here too (benchmarks/upgrade).
+        softening: factor of the temperature for the two distributions. The paper takes 5, for logits of classifiers;
+            with ``weight`` 10 it kept most here too (benchmarks/upgrade).
 
     Shapes:
         B anchors; (sum, count) 0-dim, count = anchors with a positive. Candidates without the old model's vectors
