@@ -369,3 +369,43 @@ def test_a_limited_corpus_keeps_the_judged_and_a_fixed_fill(
         kept(10)
     with pytest.raises(ValueError, match="max_documents=0"):
         RetrievalData(str(sample_folder), max_documents=0)
+
+
+def test_fewer_training_queries_let_go_of_what_only_the_others_judge(
+    sample_folder: Path, edit_lines: Callable[..., None]
+) -> None:
+    def read(**cut: int | None) -> RetrievalData:
+        data = RetrievalData(str(sample_folder), **cut)
+        data.setup("fit")
+        data.setup("test")
+        return data
+
+    def trained_on(data: RetrievalData) -> set[str]:
+        return {data.names("query")[row] for row in data.table.anchors.tolist()}
+
+    def judged_by(data: RetrievalData, split: str) -> set[tuple[str, str]]:
+        of = data.judgements(split)
+        pairs = zip(of.queries.tolist(), of.documents.tolist(), strict=True)
+        return {(data.names("query")[query], data.names("document")[document]) for query, document in pairs}
+
+    whole, two = read(), read(max_queries=2)
+    chosen = trained_on(two)
+    assert len(chosen) == 2
+    assert chosen < trained_on(read(max_queries=3)) < trained_on(whole)
+    assert judged_by(two, "train") == {pair for pair in judged_by(whole, "train") if pair[0] in chosen}
+    for split in ("dev", "test"):
+        assert judged_by(two, split) == judged_by(whole, split)
+    assert set(read(max_queries=100).names("document")) == set(whole.names("document"))
+
+    needed = {document for split in ("train", "dev", "test") for _, document in judged_by(two, split)}
+    assert len(needed) < 11
+    small = read(max_queries=2, max_documents=len(needed))
+    assert set(small.names("document")) == needed
+    assert trained_on(small) == chosen
+    assert judged_by(small, "dev") == judged_by(whole, "dev")
+    with pytest.raises(ValueError, match=rf"at least {len(needed)}, or train on fewer queries .*max_queries"):
+        read(max_queries=2, max_documents=len(needed) - 1)
+    with pytest.raises(ValueError, match="max_queries=0"):
+        RetrievalData(str(sample_folder), max_queries=0)
+    edit_lines(sample_folder / "qrels" / "train.tsv", lambda lines: [lines[0], *lines[:0:-1]])
+    assert trained_on(read(max_queries=2)) == chosen  # whatever the order of the lines
