@@ -3,8 +3,9 @@
 MedQuAD's training questions with several answers: one answer keeps its label, the others are hidden, so that mining
 takes them for hard negatives. Every chain mines with the model as it begins (four negatives per question), trains for
 the same steps from the same seeds, and is tested on all labels. "all labels" hides nothing: what there is to win back.
+The corpus is what these questions and the other splits judge, and a random fill.
 
-    python -m benchmarks.hidden_positives
+    python -m benchmarks.hidden_positives        # at most 30 minutes on two cores
 
 A hidden positive that a chain meets passes if the chain leaves it among the negatives. Its weight is relative to that
 of the other negatives that are left; masks weigh 1 or nothing, so they are judged by how many pass.
@@ -19,7 +20,8 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ import pytorch_lightning as pl
 import torch
 
 from datamodules import RetrievalData
+from datamodules.beir import open_folder
 from datamodules.judgements import Judgements
+from datamodules.readers import read_records
 from hardneg.benchmark.statistics import estimate, judge
 from hardneg.callbacks import RefreshNegatives
 from hardneg.encoders import TextEncoder
@@ -60,6 +64,13 @@ class HiddenPositives(RetrievalData):
         super().__init__(folder, **options)
         self.hide, self.single = hide, single
         self.hidden = Ragged.empty(0)
+
+    def training_queries(self) -> Collection[str] | None:
+        if self.single:
+            return super().training_queries()
+        rows = read_records(open_folder(self.folder) / "qrels" / f"{self.train_split}.tsv")
+        positives = Counter(row["query-id"] for _, row in rows if int(row["score"]) >= self.min_score)
+        return {query for query, number in positives.items() if number > 1}
 
     def read_judgements(self, split: str) -> Judgements:
         judged = super().read_judgements(split)
@@ -157,7 +168,7 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         chain_of(name, encoder.dim),
         guide=TextEncoder(**text) if name == "GIST" else None,
         guide_folder=str(options.work / "guide") if name == "GIST" else None,
-        learning_rate=5e-5,
+        learning_rate=2e-4,
         seed=seed,
     )
     data = HiddenPositives(
@@ -230,12 +241,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", default="$HARDNEG_DATA/medquad", help="BEIR folder")
     parser.add_argument("--chains", nargs="+", default=list(CHAINS), choices=CHAINS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--search-depth", type=int, default=20, help="documents from which negatives are drawn")
-    parser.add_argument("--layers", type=int, default=3, help="of MiniLM that the student keeps")
-    parser.add_argument("--tokens", type=int, default=64, help="after which texts are cut")
-    parser.add_argument("--max-documents", type=int, help="cut the corpus; all if left out")
+    parser.add_argument("--layers", type=int, default=2, help="of MiniLM that the student keeps")
+    parser.add_argument("--tokens", type=int, default=32, help="after which texts are cut")
+    parser.add_argument("--max-documents", type=int, default=6500, help="to which the corpus is cut")
     parser.add_argument("--single", action="store_true", help="also train on questions with one answer")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--accelerator", default="cpu")
