@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import yaml
 
@@ -101,8 +103,10 @@ def test_a_missing_overlay_is_named_with_its_place(suite_file):
         read_suite(suite_file(chains={"x": ["miners/gits.yaml"]}), find_overlay)
 
 
-@pytest.mark.parametrize("name", ["smoke", "text"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in find_overlay("suites/smoke.yaml").parent.glob("*.yaml")))
 def test_shipped_suites_can_be_read(name):
     suite = read_suite(find_overlay(f"suites/{name}.yaml"), find_overlay)
-    assert suite.baseline == "in-batch"
+    assert suite.baseline in {chain.name for chain in suite.chains}
     assert yaml.safe_load(suite.base[0].text)
+    cells = [*suite.start_cells(), *suite.trials(), *suite.runs(defaultdict(int))]
+    assert len({cell.key for cell in cells}) == len(cells)
