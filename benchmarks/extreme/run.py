@@ -53,7 +53,9 @@ def tables(results: Results) -> Iterable[Table]:
             for one in against_baseline(of_it):
                 verdicts[one.data, one.chain, f"{measure}{ending}"] = one.judgement.verdict
     for data in results.about["data"]:
-        rows = []
+        start = results.runs[(results.runs.purpose == "start") & (results.runs.data == data)]
+        untrained = (f"{100 * start[f'{results.split}/{measure}'].mean():.2f}" for measure in MEASURES)
+        rows = [("start", "untrained", *untrained, "0")]
         for stage, ending in STAGES.items():
             for chain in results.about["chains"]:
                 mine = runs[(runs.data == data) & (runs.chain == chain)]

@@ -35,6 +35,8 @@ def results() -> Results:
                 row[f"test/{name}"] = sum(values) / 10
                 scores += [(key, "test", name, str(query), value) for query, value in enumerate(values)]
             runs.append(row)
+    untrained = {f"test/{measure}": 0.1 for measure in run.MEASURES}
+    runs.append({"key": "s", "data": "set", "model": "m", "chain": "start", "seed": 0, "purpose": "start"} | untrained)
     about = {
         "name": "extreme",
         "test": True,
@@ -57,7 +59,8 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hardneg.benchmark.compare.estimate", partial(estimate, resamples=20))
     (table,) = run.tables(results())
     rows = {row[:2]: row[2:] for row in table.rows}
-    assert len(rows) == 9
+    assert len(rows) == 10
+    assert rows["start", "untrained"] == ("10.00", "10.00", "10.00", "10.00", "0")
     assert rows["1: encoder", "ngame"][0].startswith("70.00 ± 0.00, ")
     assert rows["1: encoder", "in-batch"][0] == "50.00 ± 0.00"
     assert rows["3: fused", "refreshed index"][3] == "50.00 ± 0.00, equivalent"
