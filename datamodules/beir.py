@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from datamodules.judgements import Judgements
-from datamodules.readers import Place, expand, id_field, read_records, text_field
+from datamodules.readers import Fields, Place, expand, id_field, read_records, text_field
 from datamodules.samples import sample_folder
 from datamodules.texts import Texts
 
@@ -125,7 +125,7 @@ def open_folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _judged(folder: Path, split: str) -> Iterator[tuple[Place, dict[str, str]]]:
+def _judged(folder: Path, split: str) -> Iterator[tuple[Place, Fields]]:
     """The lines of a split's qrels file."""
     path = folder / "qrels" / f"{split}.tsv"
     if not path.exists():
