@@ -241,7 +241,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", default="$HARDNEG_DATA/medquad", help="BEIR folder")
     parser.add_argument("--chains", nargs="+", default=list(CHAINS), choices=CHAINS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--search-depth", type=int, default=20, help="documents from which negatives are drawn")
     parser.add_argument("--layers", type=int, default=2, help="of MiniLM that the student keeps")
