@@ -247,7 +247,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=2, help="of MiniLM that the student keeps")
     parser.add_argument("--tokens", type=int, default=32, help="after which texts are cut")
     parser.add_argument("--max-documents", type=int, default=6500, help="to which the corpus is cut")
-    parser.add_argument("--single", action="store_true", help="also train on questions with one answer")
+    parser.add_argument(
+        "--single", action="store_true", help="also train on questions with one answer; wants a larger --max-documents"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--work", type=Path, help="where the guide's vectors are kept; a temporary folder if left out")
