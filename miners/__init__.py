@@ -42,6 +42,7 @@ from miners.places import Places
 from miners.pool import Block, Items, NegativePool, StepContext
 from miners.positive_aware import PositiveAware
 from miners.ragged import Ragged
+from miners.random_negatives import RandomNegatives
 from miners.self_blocks import SelfBlocks
 from miners.static_bank import StaticBank
 from miners.static_negatives import StaticNegatives
@@ -97,6 +98,7 @@ __all__ = [
     "PoolMiner",
     "PositiveAware",
     "Ragged",
+    "RandomNegatives",
     "Resample",
     "Row",
     "SelfBlocks",

@@ -103,6 +103,14 @@ class TrainingTable:
     def __len__(self) -> int:
         return len(self.anchors)
 
+    @property
+    def num_documents(self) -> int | None:
+        """How many documents there are, where names or contents say so."""
+        for of in (self.document_names, self.document_content):
+            if of is not None:
+                return len(of)
+        return None
+
 
 class Draw(NamedTuple):
     """Negatives drawn for B rows: ids (B, k) int64, usable (B, k) bool, and a tag that names the source."""

@@ -109,7 +109,7 @@ class ClusterNegatives(NegativeSource):
     def attach(self, table: TrainingTable) -> None:
         self._table = table
         if self.labels is not None:
-            documents = _documents(table)
+            documents = table.num_documents
             if documents is not None and len(self.labels) != documents:
                 raise ValueError(
                     f"ClusterNegatives has labels of {len(self.labels)} documents, the data set {documents}."
@@ -161,7 +161,7 @@ class ClusterNegatives(NegativeSource):
     def _found(self, store: Store, table: TrainingTable) -> Neighbourhoods:
         """Neighbourhoods of the documents that have a vector; the others have none."""
         at = _positions(store, table)
-        documents = max(_documents(table) or 0, int(at.max()) + 1, _highest(table.positives.values) + 1)
+        documents = max(table.num_documents or 0, int(at.max()) + 1, _highest(table.positives.values) + 1)
         vectors = torch.cat([part for _, part in store.blocks(4096)])
         if self.kind == "nearest":
             small = Neighbourhoods.nearest(vectors, min(self.size, len(at) - 1), self.index)
@@ -184,17 +184,9 @@ class ClusterNegatives(NegativeSource):
             )
 
 
-def _documents(table: TrainingTable) -> int | None:
-    """How many documents there are, where the table says so."""
-    for of in (table.document_names, table.document_content):
-        if of is not None:
-            return len(of)
-    return None
-
-
 def _positions(store: Store, table: TrainingTable) -> Tensor:
     """(m,) document of each vector: by name where both have names, by id otherwise."""
-    documents = _documents(table)
+    documents = table.num_documents
     if store.names is None or table.document_names is None:
         if documents is not None and int(store.ids.max()) >= documents:
             raise ValueError(

@@ -115,9 +115,7 @@ class TaxonomyNegatives(NegativeSource):
         names: list[str | None] = []
         if isinstance(self.parents, Ragged):
             parents = self.parents
-            documents = len(parents)
-            if table.document_content is not None or table.document_names is not None:
-                documents = len(table.document_content if table.document_names is None else table.document_names)  # type: ignore[arg-type]
+            documents = len(parents) if table.num_documents is None else table.num_documents
         else:
             if table.document_names is None:
                 raise ValueError(

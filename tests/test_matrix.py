@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -170,7 +171,11 @@ def test_source_cell(family, kind, monkeypatch):
         assert "drawn" not in family.provides
         return
     miner = attached(Shuffled)
-    source.attach(miner.table)
+    table = miner.table
+    if kind is miners.RandomNegatives:  # draws from all documents; those below 300 are the batch's own
+        own = Ragged.from_lists([list(range(300))] * ROWS)
+        table = replace(table, positives=own, document_content=torch.arange(400 + ROWS))
+    source.attach(table)
     vectors = torch.randn(100 + ROWS, 4, generator=torch.Generator().manual_seed(0))
     source.refresh({"query": Store(vectors[:ROWS]), "document": Store(vectors, 300 + torch.arange(100 + ROWS))})
     rows = next(iter(DrawnBatches(miner, [source])))
