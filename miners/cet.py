@@ -222,11 +222,10 @@ class CET(PoolMiner):
     def statistics(
         self, pool: NegativePool, combine: Callable[[Tensor], Tensor] = lambda sums: sums
     ) -> dict[str, Tensor]:
-        """Mean weight of the weighed negatives, and the correlation of the two models' scores on them."""
-        log_weights = self._log_weights(pool, self._weight_of_negative)
+        """Mean weight of the weighed negatives before it is normalised (to 1, say), and the two models' correlation."""
         weight = pool.scores(pool.positives).new_zeros(1)
-        for block, log_weight in zip(self._blocks(pool), log_weights, strict=True):
-            weight = weight + log_weight.exp()[pool.usable_of(block)].sum()
+        for block in self._blocks(pool):
+            weight = weight + self._weight_of_negative(pool, block).exp()[pool.usable_of(block)].sum()
         *sums, weight_sum = combine(torch.cat([self._sums(pool), weight]))
         return {"correlation": _correlation(torch.stack(sums)), "weight_mean": weight_sum / sums[0].clamp_min(1)}
 

@@ -138,7 +138,7 @@ class ClusterWeights(PoolMiner):
         if self._warned or not pool.context.training or not self.num_clusters:
             return
         candidates = {block.items.space for block in pool.negatives if block.real}
-        if not candidates & set(self.labels):
+        if candidates and not candidates & set(self.labels):
             self._warned = True
             log.warning(
                 "ClusterWeights, step %d: clusters are known of %s, candidates are of %s, so that all weigh 1. Add "

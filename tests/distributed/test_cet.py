@@ -65,4 +65,4 @@ def test_two_processes_weigh_as_one(tmp_path: Path) -> None:
             assert process[name]["statistics"].keys() == {"correlation", "weight_mean"}
             for key, value in one["statistics"].items():
                 torch.testing.assert_close(process[name]["statistics"][key], value)
-    assert abs(float(one["statistics"]["weight_mean"]) - 1) < 1e-12
+    assert float(one["statistics"]["weight_mean"]) > 1

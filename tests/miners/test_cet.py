@@ -161,10 +161,13 @@ def test_t5_a_copy_weighs_harder_negatives_more_and_the_log_says_so(caplog: pyte
 def test_the_logged_correlation_and_mean_weight() -> None:
     a, c = torch.tensor([[2.0, -1.0, 0.0, 0.5]], dtype=DOUBLE), torch.tensor([[0.5, 1.5, -2.0, 9.0]], dtype=DOUBLE)
     usable = torch.tensor([[True, True, True, False]])
-    miner = CET(Known([[0.0]], a.tolist()), **PUBLISHED)
-    found = miner.statistics(miner(scored(column(1.0), c, usable)))
+    known, pool = Known([[0.0]], a.tolist()), scored(column(1.0), c, usable)
+    miner = CET(known, **PUBLISHED)
+    found = miner.statistics(miner(pool))
     assert found["correlation"].item() == pytest.approx(torch.corrcoef(torch.cat([a, c])[:, :3])[0, 1].item())
     assert found["weight_mean"].item() == pytest.approx((2.221403 + 1.904837 + 2.0) / 3, abs=1e-6)
+    normalised = CET(known, normalise="batch")  # to a mean of 1, which would say nothing
+    assert torch.equal(normalised.statistics(normalised(pool))["weight_mean"], found["weight_mean"])
 
 
 def test_t6_weights_are_those_of_the_settled_models() -> None:

@@ -241,6 +241,8 @@ def test_mutual_information() -> None:
 def test_says_once_that_nothing_is_clustered(caplog: pytest.LogCaptureFixture) -> None:
     miner, mined = ClusterWeights(), InBatch()(random_pool())
     with caplog.at_level(logging.WARNING):
+        miner.commit(random_pool())  # nobody to weigh
+        assert not caplog.records
         miner.commit(miner(mined))
         miner.commit(miner(mined))
     assert len(caplog.records) == 1
