@@ -101,7 +101,7 @@ class RerankingModule(EvaluatedModule):
         if "drawn" not in batch.items:
             raise ValueError(
                 "RerankingModule trains on drawn negatives, and this data set draws none. Set data.init_args.sources, "
-                "say to miners.StaticNegatives with a table that `hardneg mine` wrote."
+                "say to miners.RandomNegatives and to miners.StaticNegatives with a table that `hardneg mine` wrote."
             )
         queries, documents, drawn = (list(batch.inputs[side]) for side in ("query", "document", "drawn"))
         rows = batch.items["drawn"]._need("rows")

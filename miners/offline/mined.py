@@ -123,15 +123,18 @@ class MinedNegatives:
         gap = self.table["positive_score"].to_numpy(zero_copy_only=False) - self.table["score"].to_numpy(
             zero_copy_only=False
         )
+        gap = gap[~np.isnan(gap)]
         _, positive, _ = self.positives
         lines = [
             f"{int(found.sum()):,} negatives of {len(found):,} queries ({wanted} asked for each)",
             f"  queries with fewer: {int((found < wanted).sum()):,}, with none: {int((found == 0).sum()):,}",
             "  score of          min      25%      50%      75%      max",
         ]
-        for name, values in (("positives", positive), ("negatives", score), ("pos. - neg.", gap[~np.isnan(gap)])):
+        for name, values in (("positives", positive), ("negatives", score), ("pos. - neg.", gap)):
             if len(values):
                 lines.append(f"  {name:<12}" + "".join(f"{value:9.4f}" for value in np.quantile(values, QUANTILES)))
+        if gap.size:
+            lines.append(f"  negatives above their query's positive: {(gap < 0).mean():.0%}")
         lines += [f"  dropped by {rule}: {count:,}" for rule, count in self.dropped().items() if count]
         relaxed = len(self.table) - self.table["relaxed"].null_count
         if relaxed:

@@ -219,6 +219,17 @@ def test_summary_and_picture() -> None:
     assert axes.get_xlabel() == "score against the query"
 
 
+def test_summary_says_how_many_negatives_score_above_the_positive() -> None:
+    mined = mine(QUERIES, CORPUS, KNOWN, num_negatives=60, search_depth=70)
+    above = [
+        n > p for n, p in zip(*(mined.table[name].to_pylist() for name in ("score", "positive_score")), strict=True)
+    ]
+    assert 0.05 < sum(above) / len(above) < 0.95
+    assert f"negatives above their query's positive: {sum(above) / len(above):.0%}" in mined.summary()
+    below = mine(QUERIES, CORPUS, KNOWN, num_negatives=8, search_depth=30, filters=[RelativeMargin(0.05)])
+    assert "negatives above their query's positive: 0%" in below.summary()
+
+
 def test_a_query_without_negatives_stays_in_the_report() -> None:
     mined = mine(QUERIES, CORPUS, KNOWN, num_negatives=3, search_depth=10, filters=[MaxScore(-1)])
     assert len(mined) == 0
