@@ -134,7 +134,7 @@ class MinedNegatives:
             if len(values):
                 lines.append(f"  {name:<12}" + "".join(f"{value:9.4f}" for value in np.quantile(values, QUANTILES)))
         if gap.size:
-            lines.append(f"  negatives above their query's positive: {(gap < 0).mean():.0%}")
+            lines.append(f"  negatives above their query's lowest positive: {(gap < 0).mean():.0%}")
         lines += [f"  dropped by {rule}: {count:,}" for rule, count in self.dropped().items() if count]
         relaxed = len(self.table) - self.table["relaxed"].null_count
         if relaxed:
