@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from miners import NegativeSource, Ragged, RandomNegatives, TrainingTable
@@ -35,7 +35,6 @@ def drawn(positives: list[list[int]], documents: int, wanted: int, epoch: int = 
     return draw.ids.tolist()
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 9).flatmap(
         lambda documents: st.tuples(
