@@ -23,10 +23,11 @@ class RandomNegatives(NegativeSource):
         num_negatives: per row and epoch; a row that has fewer documents besides its positives draws them all.
 
     Shapes:
-        Per draw: B rows x ``num_negatives`` x the longest list of positives.
+        Per draw: memory of B rows x (``num_negatives`` + the longest list of positives).
 
     Raises:
-        ValueError: fewer than one negative, or a training set that does not say how many documents it has.
+        ValueError: fewer than one negative, a training set that does not say how many documents it has, or a positive
+            that is none of them.
 
     Source:
         Bentley and Floyd, CACM 1987, for the draw without replacement.
@@ -36,7 +37,7 @@ class RandomNegatives(NegativeSource):
         if num_negatives < 1:
             raise ValueError(f"RandomNegatives(num_negatives={num_negatives}): wants at least 1.")
         self.num_negatives = num_negatives
-        self._known: Ragged | None = None
+        self._before: Ragged | None = None  # by row and known positive, how many free documents have a lower id
         self._documents = 0
 
     def attach(self, table: TrainingTable) -> None:
@@ -46,16 +47,24 @@ class RandomNegatives(NegativeSource):
                 "nor their content. Fill in TrainingTable(document_names=...) or document_content."
             )
         own, self._documents = table.positives, table.num_documents
+        if (wrong := (own.values < 0) | (own.values >= self._documents)).any():
+            row, document = int(own.row_of_value[wrong][0]), int(own.values[wrong][0])
+            raise ValueError(
+                f"RandomNegatives: row {row} has the positive {document}, and there are {self._documents} documents. "
+                "Give the training set the names or contents of all of them."
+            )
         pair = (own.row_of_value * self._documents + own.values).unique()  # sorted, each once
-        self._known = Ragged.from_pairs(pair // self._documents, pair % self._documents, len(own))
+        known = Ragged.from_pairs(pair // self._documents, pair % self._documents, len(own))
+        place = torch.arange(len(pair)) - known.offsets[known.row_of_value]
+        self._before = Ragged(known.offsets, known.values - place)
 
     def draw(self, rows: Tensor, positives: Tensor, epoch: int, generator: RowGenerator) -> Draw:
-        if self._known is None:
+        if self._before is None:
             raise RuntimeError(
                 "RandomNegatives knows no rows yet: call attach(TrainingTable(...)), as data modules do."
             )
-        lists, wanted = self._known.select(rows), self.num_negatives
-        free = self._documents - lists.lengths  # (B,)
+        known, wanted = self._before.select(rows), self.num_negatives
+        free = self._documents - known.lengths  # (B,)
         drawn = free.clamp_max(wanted)  # (B,)
         dice = generator.uniform(rows, wanted)
         chosen = torch.full((len(rows), wanted), -1)  # places among the row's free documents
@@ -65,7 +74,5 @@ class RandomNegatives(NegativeSource):
             place = torch.where((chosen == place[:, None]).any(1), newest, place)
             chosen[:, at] = torch.where(at < drawn, place, -1)
         usable = chosen >= 0
-        known = lists.padded(BEYOND)  # (B, P)
-        before = known - torch.arange(known.shape[1])  # free documents before each positive
-        ids = chosen + (before[:, None, :] <= chosen[:, :, None]).sum(2)
+        ids = chosen + torch.searchsorted(known.padded(BEYOND), chosen, right=True)  # steps over the positives
         return Draw(torch.where(usable, ids, -1), usable, "random")

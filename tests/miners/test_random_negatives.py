@@ -67,5 +67,7 @@ def test_messages():
         RandomNegatives(0)
     with pytest.raises(ValueError, match="does not know how many documents there are"):
         RandomNegatives().attach(TrainingTable(torch.arange(1), Ragged.from_lists([[0]])))
+    with pytest.raises(ValueError, match="row 1 has the positive 7, and there are 3 documents"):
+        drawn([[0], [2, 7]], 3, 1)
     with pytest.raises(RuntimeError, match="knows no rows yet"):
         RandomNegatives().draw(torch.arange(1), torch.arange(1), 0, RowGenerator(0, 0))
