@@ -79,6 +79,13 @@ class HardnegCLI(LightningCLI):
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as the user gave it.
+
+        Lightning takes ``class_path`` and arguments of the model from the checkpoint's hyper_parameters. They are plain
+        data, so ``weights_only`` lets them through, and a checkpoint of somebody else would choose what code runs.
+        """
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self._get(self.config, "folder"), self._get(self.config, "logging")
         command = self.subcommand or "fit"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from hardneg.benchmark.meter import Meter
+from hardneg.instantiate import instantiate
 
 
 class Peer(ABC):
@@ -38,12 +38,5 @@ def make_peer(spec: Mapping[str, Any]) -> Peer:
     Raises:
         ValueError: no such class, wrong arguments, or a class that is no `Peer`.
     """
-    path = str(spec.get("class_path", ""))
-    module, _, name = path.rpartition(".")
-    try:
-        peer = getattr(importlib.import_module(module), name)(**spec.get("init_args", {}))
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"peer '{path}' cannot be made: {error}") from error
-    if not isinstance(peer, Peer):
-        raise ValueError(f"peer '{path}' is a {type(peer).__name__}, no hardneg.benchmark.peer.Peer.")
-    return peer
+    path, arguments = str(spec.get("class_path", "")), spec.get("init_args") or {}
+    return instantiate(path, arguments, Peer, "peer")  # type: ignore[type-abstract]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 
 from hardneg.encoders.base import Encoder, hash_weights
 from hardneg.encoders.clip import CLIPEncoder
+from hardneg.encoders.images import load_images
+from hardneg.encoders.text import TextEncoder
 
 WEIGHTS, SETTINGS = "combiner.safetensors", "composed.json"
 
@@ -248,16 +249,21 @@ def load_composed(folder: str, dropout: float | None = None) -> ComposedEncoder:
     if not (place / SETTINGS).exists():
         raise FileNotFoundError(f"{place} is no composed encoder: {SETTINGS} is not in it.")
     settings = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
+    if unknown := sorted(settings["parts"].keys() - {"images", "texts"}):  # a part is a folder: no other name is joined
+        raise ValueError(f"{place / SETTINGS}: a part must be 'images' or 'texts', got {unknown[0]!r}.")
     parts: dict[str, Encoder] = {}
     for name, loader in settings["parts"].items():
-        if loader not in LOADERS.values():
+        if loader not in READERS:
             raise ValueError(
-                f"{place / SETTINGS}: what reads {name}, '{loader}', is none of {sorted(LOADERS.values())}. Build the "
+                f"{place / SETTINGS}: what reads {name}, '{loader}', is none of {sorted(READERS)}. Build the "
                 "encoder in code and load its weights."
             )
-        module = importlib.import_module("hardneg.encoders")
         options = {"dropout": dropout} if loader == "TextEncoder" else settings.get("options", {}).get(name, {})
-        parts[name] = getattr(module, loader)(str(place / name), **options)
+        if unknown := sorted(options.keys() - OPTIONS[loader]):
+            raise ValueError(
+                f"{place / SETTINGS}: options of {name} must be among {sorted(OPTIONS[loader])}, got {unknown[0]!r}."
+            )
+        parts[name] = READERS[loader](str(place / name), **options)
     kind = {each.__name__: each for each in COMBINERS}.get(settings["combiner"]["class"])
     if kind is None:
         raise ValueError(
@@ -283,4 +289,16 @@ LOADERS: Mapping[str, str] = {
     "TextEncoder": "TextEncoder",
     "CLIPEncoder": "CLIPEncoder",
 }
-"""How each kind of part is read again: a name of this package that takes a folder."""
+"""How each kind of part is read again: a key of `READERS`."""
+READERS: Mapping[str, Callable[..., Encoder]] = {
+    "load_images": load_images,
+    "TextEncoder": TextEncoder,
+    "CLIPEncoder": CLIPEncoder,
+}
+"""What composed.json may name: nothing else is looked up, and nothing is imported."""
+OPTIONS: Mapping[str, frozenset[str]] = {
+    "load_images": frozenset(),
+    "TextEncoder": frozenset({"dropout"}),
+    "CLIPEncoder": frozenset({"evaluation_mode", "max_tokens"}),
+}
+"""Arguments of each that composed.json may give."""

@@ -16,7 +16,6 @@ A second run with other filters takes the vectors from the cache. An interrupted
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 
 from hardneg.encoders.base import Encoder
+from hardneg.instantiate import instantiate
 from hardneg.mining.cache import EmbeddingCache, Seen
 from hardneg.mining.inputs import Inputs, load_array, read_beir, read_known
 from hardneg.mining.overlap import MOST_KEPT, Overlap
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--known", type=Path, help="table with columns query-id and corpus-id: rows of --queries and --corpus")
     add("--labels", type=Path, help=".npy of classes of --corpus: items of one class are positives of each other")
     add("--model", help="text model: hub name, folder, or packaged:all-MiniLM-L6-v2")
-    add("--encoder", help="class path of any hardneg.encoders.Encoder instead of --model")
+    add("--encoder", help="class path of an Encoder, or of a function that returns one, instead of --model")
     add("--encoder-args", type=json.loads, default={}, help="its arguments as JSON")
     add("--query-prompt", help="put before every query; the model's own if left out")
     add("--document-prompt", help="put before every document; the model's own if left out")
@@ -226,13 +226,7 @@ def encoder_on(args: argparse.Namespace, device: str) -> Encoder:
     """The encoder that the arguments name, on a device: in this process or in another."""
     if args.model:
         return text_encoder(args.model, device, args.query_prompt, args.document_prompt)
-    module, _, name = args.encoder.rpartition(".")
-    try:
-        encoder = getattr(importlib.import_module(module), name)(**args.encoder_args)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--encoder {args.encoder} cannot be made: {error}") from error
-    if not isinstance(encoder, Encoder):
-        raise ValueError(f"--encoder {args.encoder} is a {type(encoder).__name__}, no hardneg.encoders.Encoder.")
+    encoder = instantiate(args.encoder, args.encoder_args, Encoder, "--encoder")  # type: ignore[type-abstract]
     return encoder.to(place(device))
 
 

@@ -119,9 +119,14 @@ def test_a_peer_trains_in_our_place(make_suite, tmp_path):
 @pytest.mark.parametrize(
     ("peer", "budget", "words"),
     [
-        ({"class_path": "nowhere.Peer"}, {"steps": 1}, "peer 'nowhere.Peer' cannot be made"),
+        ({"class_path": "nowhere.Peer"}, {"steps": 1}, "got 'nowhere.Peer', which cannot be imported"),
         ({"class_path": f"{__name__}.Idle", "init_args": {"x": 1}}, {"steps": 1}, "unexpected keyword argument 'x'"),
-        ({"class_path": "pathlib.Path"}, {"steps": 1}, "no hardneg.benchmark.peer.Peer"),
+        ({"class_path": "pathlib.Path"}, {"steps": 1}, "got 'pathlib.Path', which is no subclass of it"),
+        (
+            {"class_path": "os.system", "init_args": {"command": "exit 1"}},
+            {"steps": 1},
+            "which is no class: not called",
+        ),
         ({"class_path": f"{__name__}.Idle"}, {"seconds": 1}, "peers count steps"),
     ],
 )

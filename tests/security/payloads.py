@@ -1,0 +1,39 @@
+"""Harmless payloads: each touches a file when it runs, and the tests look for the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.distributed.tiny import TinyEncoder
+
+
+class Harmless(TinyEncoder):
+    """A tiny encoder that can be saved."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+
+class Marking(TinyEncoder):
+    """An encoder that touches a file when it is made."""
+
+    def __init__(self, mark: str, trust_remote_code: bool = False) -> None:
+        super().__init__()
+        Path(mark).touch()
+
+
+class Pickled:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def not_annotated(mark: str):
+    """A function that does not say what it returns; it must not be called to find out."""
+    Path(mark).touch()
+    return TinyEncoder()

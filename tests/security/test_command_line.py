@@ -1,0 +1,76 @@
+"""Classes come from the command line, YAML and suites of the user, and are checked before they are called."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from hardneg.benchmark.peer import make_peer
+from hardneg.cli import main
+
+PAYLOADS = "tests.security.payloads"
+
+
+@pytest.fixture
+def config(tmp_path: Path, sample_folder: Path) -> Path:
+    """A fit of a few steps with a tiny encoder."""
+    overlay = {
+        "data": {
+            "class_path": "datamodules.RetrievalData",
+            "init_args": {"folder": str(sample_folder), "batch_size": 3},
+        },
+        "model": {
+            "class_path": "hardneg.modules.RetrievalModule",
+            "init_args": {"encoder": {"class_path": f"{PAYLOADS}.Harmless"}, "learning_rate": 0.01},
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+        "folder": str(tmp_path / "run"),
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(overlay))
+    return path
+
+
+def test_a_checkpoint_names_no_class(config: Path, tmp_path: Path, mark: Path) -> None:
+    """Lightning would take the model's class and arguments from hyper_parameters."""
+    assert main(["fit", "--config", str(config)]) == 0
+    (checkpoint,) = (tmp_path / "run").rglob("*.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    assert "hyper_parameters" not in content  # ours hold none
+    encoder = {"class_path": f"{PAYLOADS}.Marking", "init_args": {"mark": str(mark), "trust_remote_code": True}}
+    module = "hardneg.modules.RetrievalModule"
+    hostile = tmp_path / "hostile.ckpt"
+    for hyper_parameters, commands in (
+        ({"class_path": module, "init_args": {"encoder": encoder}}, ("fit", "validate", "test", "predict")),
+        ({"_class_path": module, "encoder": encoder}, ("test",)),
+        ({"_instantiator": "pytorch_lightning.cli.instantiate_module", "encoder": encoder}, ("test",)),
+    ):
+        torch.save(content | {"hyper_parameters": hyper_parameters}, hostile)
+        for command in commands:
+            assert main([command, "--config", str(config), "--ckpt_path", str(hostile)]) == 0, command
+            assert not mark.exists(), command
+
+
+@pytest.mark.parametrize(
+    "path", ["os.system", f"{PAYLOADS}.not_annotated", "pathlib.Path", "nowhere.Encoder", "Encoder"]
+)
+def test_an_encoder_is_checked_before_it_is_made(path: str, tmp_path: Path, sample_folder: Path, mark: Path) -> None:
+    arguments = {"command": f"touch '{mark}'"} if path == "os.system" else {"mark": str(mark)}
+    command = ["mine", str(sample_folder), "--out", str(tmp_path / "out.parquet"), "--no-cache", "--device", "cpu"]
+    assert main([*command, "--encoder", path, "--encoder-args", json.dumps(arguments)]) == 1
+
+
+@pytest.mark.parametrize("path", ["os.system", f"{PAYLOADS}.not_annotated", "tests.distributed.tiny.TinyEncoder"])
+def test_a_peer_is_checked_before_it_is_made(path: str, mark: Path) -> None:
+    arguments = {"command": f"touch '{mark}'"} if path == "os.system" else {"mark": str(mark)}
+    with pytest.raises(ValueError, match=r"peer must be the class path of a .*\.Peer, got"):
+        make_peer({"class_path": path, "init_args": arguments})
