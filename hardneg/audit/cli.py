@@ -2,11 +2,15 @@
 
   hardneg audit negatives.parquet
   hardneg audit negatives.parquet --folder data/scifact --split train --html audit.html
-  hardneg audit negatives.parquet --folder data/scifact --max-false-negative-rate 0.1     # exit status 1 if above
+  hardneg audit negatives.parquet --folder data/scifact --model sentence-transformers/all-MiniLM-L6-v2 \\
+      --max-false-negative-rate 0.1                                # exit status 1 if above
 
-With --folder, the false-negative rate is estimated: a random tenth of the known positives is hidden, the table is mined
-again in the same way, and what comes back as a negative is counted. --checkpoint scores the table with another model
-(how stale is it?), --guide with a judge.
+With --folder and --model, the false-negative rate is estimated: a random tenth of the known positives is hidden, the
+table is mined again in the same way, and what comes back as a negative is counted. Margins, ranks and prompts are those
+that the table names. Models are not: a name in a table of somebody else may be a folder of theirs. So name the model
+that it was mined with (--model, or --encoder), and --mined-guide or --mined-cross-encoder if there was one; the audit
+says whether their weights are those of the table. --checkpoint scores the table with another model (how stale is it?),
+--guide with a judge.
 
 Triplets, n-tuples and other trainers' files (csv, tsv, jsonl, parquet) bring their texts with them; --model scores
 them, and --mined-with says how they were mined, if you know:
@@ -23,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ import torch
 
 from hardneg.audit.flips import check_arguments, failures, run_flips, write_page
 from hardneg.audit.foreign import Columns, is_ours, read_foreign, scored_by
+from hardneg.audit.made import NAMED, Making, check_options, read_making
 from hardneg.audit.measure import audit, came_back, hide, opinion
 from hardneg.audit.page import as_html, as_text, hardest
 from hardneg.mining import EmbeddingCache
@@ -71,7 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, default=112, help="with --far: sides in pixels that pictures are stretched to")
     add("--max-negative-flip-rate", type=float, help="exit status 1 if a negative flip rate is above")
     add("--guide", help="text model that judges the negatives")
-    add("--model", help="text model that scores a file which brings its own texts")
+    add("--model", help="text model that the table was mined with; or that scores a file which brings its own texts")
+    add("--encoder", help="class path of the Encoder that the table was mined with, instead of --model")
+    add("--encoder-args", type=json.loads, help="its arguments as JSON")
+    add("--mined-guide", help="text model that was --guide when the table was mined")
+    add("--mined-cross-encoder", help="model that was --cross-encoder when the table was mined")
     add("--mined-with", type=json.loads, help="options of `hardneg mine` by which such a file was mined, as JSON")
     add("--anchor", help="column of the anchor in such a file; 'anchor' if left out")
     add("--positive", help="column of its positive; 'positive' if left out")
@@ -104,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
             write_page(args.html, page)
         return _verdict(failures(report, args.max_negative_flip_rate))
     mined, inputs = read(args, cache)
+    making = read_making(mined.metadata, args.table) if is_ours(args.table) else None
+    again = None if args.no_false_negatives or inputs is None else mining_arguments(mined, making, args)
     queries: dict[str, str] | None = None
     corpus: dict[str, str] | None = None
     content: dict[str, int] | None = None
@@ -113,9 +123,13 @@ def run(args: argparse.Namespace) -> int:
         queries, corpus = inputs.queries_by_name(), inputs.documents_by_name()
         content = dict(zip(inputs.document_names, inputs.content.tolist(), strict=True))
     report = audit(mined, content)
+    if making is not None:
+        report["made"] = making.as_dict(vars(mining_defaults()))
+    if isinstance(again, str):
+        report["not_estimated"] = again
     if inputs is not None:
-        if arguments := mining_arguments(mined, args):
-            report["false_negatives"] = false_negatives(mined, inputs, cache, arguments, args)
+        if isinstance(again, argparse.Namespace):
+            report["false_negatives"] = false_negatives(inputs, cache, again, making, args)
         for name, model in (("staleness", args.checkpoint), ("guide", args.guide)):
             if model:
                 report[name] = {"model": model} | asked(mined, inputs, cache, model, args.device)
@@ -149,11 +163,13 @@ def read(args: argparse.Namespace, cache: EmbeddingCache) -> tuple[MinedNegative
     """The table, and what it was mined from where that is known."""
     columns = Columns(args.anchor, args.positive, args.negatives)
     if is_ours(args.table):
-        if args.model or args.mined_with is not None or any(columns):
+        if args.mined_with is not None or any(columns):
             raise ValueError(
-                f"{args.table} says itself how it was mined; --model, --mined-with, --anchor, --positive and "
-                "--negatives are for files that do not. A later model is its --checkpoint."
+                f"{args.table} says itself how it was mined; --mined-with, --anchor, --positive and --negatives are "
+                "for files that do not."
             )
+        if not args.folder and (option := named_by(args)):
+            raise ValueError(f"{option} mines the table again, which needs the texts: give --folder.")
         mined = MinedNegatives.load(args.table)
         if args.folder:
             inputs = read_beir(args.folder, args.split)
@@ -165,6 +181,10 @@ def read(args: argparse.Namespace, cache: EmbeddingCache) -> tuple[MinedNegative
     if args.folder:
         raise ValueError(
             f"{args.table} brings its own texts; leave --folder out. (It was not mined by `hardneg mine`.)"
+        )
+    if (option := named_by(args)) not in (None, "--model"):
+        raise ValueError(
+            f"{option} is for tables of `hardneg mine`; {args.table} is none: use --model and --mined-with."
         )
     if args.max_false_negative_rate is not None and args.mined_with is None:
         raise ValueError(
@@ -192,69 +212,101 @@ def check_names(
         )
 
 
-def mining_arguments(mined: MinedNegatives, args: argparse.Namespace) -> dict[str, Any] | None:
-    """The options of `hardneg mine` that make the table again; None where nobody asked for that.
+def named_by(args: argparse.Namespace) -> str | None:
+    """The first option given that names how the table was mined; None if there is none."""
+    options = ("model", "encoder", "encoder_args", "mined_guide", "mined_cross_encoder")
+    return next((f"--{name.replace('_', '-')}" for name in options if getattr(args, name)), None)
+
+
+def mining_defaults() -> argparse.Namespace:
+    """The options of `hardneg mine` as they are when none is given."""
+    parser = argparse.ArgumentParser()
+    add_mining_arguments(parser)
+    return parser.parse_args(["--out", "again.parquet"])
+
+
+def mining_arguments(
+    mined: MinedNegatives, making: Making | None, args: argparse.Namespace
+) -> argparse.Namespace | str | None:
+    """The options of `hardneg mine` that make the table again.
+
+    Returns:
+        The options; or a sentence that says which of them the user has to name; or None where a file of another
+        trainer does not say how it was mined.
 
     Raises:
-        ValueError: the table does not say how it was mined, or ``--mined-with`` names what is no option.
+        ValueError: the table does not say how it was mined, ``--mined-with`` names no option, or the user has not named
+            a model and asks for an exit status.
     """
-    if args.no_false_negatives:
-        return None
-    if args.mined_with is not None:
-        known = {"num_negatives": mined.metadata["settings"]["num_negatives"], "model": args.model}
-        return known | args.mined_with
-    if "search_depth" not in mined.metadata["settings"]:  # a file that does not say how it was mined
-        return None
-    arguments = mined.metadata["inputs"]["model"].get("arguments")
-    if arguments is None:
-        raise ValueError(
-            f"{args.table} was not mined by `hardneg mine`: it cannot be mined again. Use --no-false-negatives."
+    again = mining_defaults()
+    again.device = args.device
+    if making is None:
+        if args.mined_with is None:
+            return None
+        options = check_options(args.mined_with, "--mined-with")
+        vars(again).update({"num_negatives": mined.metadata["settings"]["num_negatives"], "model": args.model})
+        vars(again).update({name: args.mined_with[name] for name in NAMED if name in args.mined_with} | options)
+        return again
+    if making.options is None:
+        raise ValueError(f"{making.problem}: it cannot be mined again. Use --no-false-negatives.")
+    given = {"guide": args.mined_guide, "cross_encoder": args.mined_cross_encoder}
+    for name, value in given.items():
+        if value and name not in making.named:
+            raise ValueError(f"{NAMED[name]}: {args.table} was mined without one; leave it out.")
+    needed = [NAMED[name] for name in given if name in making.named and not given[name]]
+    if not (args.model or args.encoder):
+        needed.insert(0, "--encoder" if "encoder" in making.named else "--model")
+    if not args.model and args.encoder_args is None and "encoder_args" in making.named:
+        needed.append("--encoder-args")
+    if needed:
+        sentence = (
+            f"models that a table names are not loaded; to mine it again, give {' and '.join(needed)} (the table says: "
+            f"{', '.join(f'{NAMED[name]} {value}' for name, value in making.named.items())})"
         )
-    return arguments | {"search_depth": mined.metadata["settings"]["search_depth"]}
+        if args.max_false_negative_rate is not None:
+            raise ValueError(f"--max-false-negative-rate: {sentence}.")
+        return sentence
+    vars(again).update(making.options | given)
+    vars(again).update({"model": args.model, "encoder": args.encoder, "encoder_args": args.encoder_args or {}})
+    return again
 
 
 def false_negatives(
-    mined: MinedNegatives,
-    inputs: Inputs,
-    cache: EmbeddingCache,
-    arguments: dict[str, Any],
-    args: argparse.Namespace,
+    inputs: Inputs, cache: EmbeddingCache, again: argparse.Namespace, making: Making | None, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Hide a tenth of the positives, mine again in the same way, count what comes back as a negative."""
-    parser = argparse.ArgumentParser()
-    add_mining_arguments(parser)
-    with tempfile.TemporaryDirectory() as folder:
-        again = parser.parse_args(["--out", f"{folder}/again.parquet"])
-        if unknown := sorted(arguments.keys() - vars(again).keys()):
-            raise ValueError(
-                f"--mined-with: `hardneg mine` has no option {unknown[0]!r}; they are {sorted(vars(again))}."
-            )
-        vars(again).update(arguments | {"device": args.device})
-        encoder = make_encoder(again)
-        assert inputs.content is not None
-        left, query, document = hide(inputs.known, inputs.content, HIDDEN_SHARE, args.seed)
-        queries, corpus = encode(inputs, encoder, cache, again)
-        sources: list[Any] = [Dense(again.index, again.num_negatives - again.bm25, device=args.device)]
-        if again.bm25:
-            sources.append(Lexical(inputs.queries, inputs.corpus, again.bm25))
-        table = mine(
-            queries,
-            corpus,
-            left,
-            num_negatives=again.num_negatives,
-            search_depth=again.search_depth,
-            filters=make_filters(again, inputs, cache),
-            sampling=make_sampling(again),
-            sources=sources,
-            ranks=again.ranks,
-            too_few=again.too_few,
-            seed=again.seed,
-        )
+    """Hide a tenth of the positives, mine again in the same way, count what comes back as a negative.
+
+    Returns:
+        As `came_back`; ``other_weights`` says whether the encoder's weights are not those that the table names (None
+        where it names none).
+    """
+    encoder = make_encoder(again)
+    assert inputs.content is not None
+    left, query, document = hide(inputs.known, inputs.content, HIDDEN_SHARE, args.seed)
+    queries, corpus = encode(inputs, encoder, cache, again)
+    sources: list[Any] = [Dense(again.index, again.num_negatives - again.bm25, device=args.device)]
+    if again.bm25:
+        sources.append(Lexical(inputs.queries, inputs.corpus, again.bm25))
+    table = mine(
+        queries,
+        corpus,
+        left,
+        num_negatives=again.num_negatives,
+        search_depth=again.search_depth,
+        filters=make_filters(again, inputs, cache),
+        sampling=make_sampling(again),
+        sources=sources,
+        ranks=again.ranks,
+        too_few=again.too_few,
+        seed=again.seed,
+    )
     assert inputs.query_names is not None
     assert inputs.document_names is not None
     pairs = zip(query.tolist(), document.tolist(), strict=True)
     hidden = [(inputs.query_names[one], inputs.document_names[other]) for one, other in pairs]
-    return came_back(table, hidden, args.seed)
+    told = making is not None and any(making.weights)
+    other = (queries.key, corpus.key) != making.weights if making is not None and told else None
+    return came_back(table, hidden, args.seed) | {"other_weights": other}
 
 
 def vectors(inputs: Inputs, cache: EmbeddingCache, model: str, device: str) -> tuple[Store, Store]:

@@ -46,7 +46,15 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--against compares two models, not a table; leave {args.table} out.")
     if not args.checkpoint or not args.folder:
         raise ValueError("--against OLD wants --checkpoint NEW and --folder: the data on which they are compared.")
-    about_tables = ("guide", "model", "mined_with", "max_false_negative_rate")
+    about_tables = (
+        "guide",
+        "model",
+        "encoder",
+        "mined_guide",
+        "mined_cross_encoder",
+        "mined_with",
+        "max_false_negative_rate",
+    )
     if given := [name for name in about_tables if getattr(args, name) is not None]:
         raise ValueError(f"--{given[0].replace('_', '-')} is about a table of negatives; leave it out with --against.")
     if not args.cutoffs or min(args.cutoffs) < 1:

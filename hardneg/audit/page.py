@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hardneg.audit.made import as_line
 from miners.offline import MinedNegatives
 
 EXAMPLES = 20
@@ -43,8 +44,16 @@ def as_text(report: Mapping[str, Any]) -> str:
         f"{use['documents']:,} documents serve; the most used one {use['most']} times; the most used hundredth gives "
         f"{use['share_of_most_used_percent']:.1%}"
     )
+    if (made := report.get("made")) is not None:
+        lines.append(as_line(made))
     if (rate := report.get("false_negatives")) is not None:
         lines.append(rate_text(rate))
+        if rate.get("other_weights"):
+            lines.append(
+                "  the model has other weights, or other prompts, than the table names: the rate is of that model"
+            )
+    if (reason := report.get("not_estimated")) is not None:
+        lines.append(f"false-negative rate: not estimated; {reason}")
     for name in ("staleness", "guide"):
         if (seen := report.get(name)) is not None:
             told = "" if seen["correlation"] is None else f", correlation with the table {seen['correlation']:.3f}"

@@ -37,3 +37,15 @@ def not_annotated(mark: str):
     """A function that does not say what it returns; it must not be called to find out."""
     Path(mark).touch()
     return TinyEncoder()
+
+
+def custom_code(folder: Path, mark: Path) -> Path:
+    """A sentence-transformers folder whose modules.json names a class of a Python file beside it."""
+    folder.mkdir(parents=True)
+    (folder / "modeling_evil.py").write_text(
+        f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
+        "from sentence_transformers.sentence_transformer.modules import Pooling\nclass Evil(Pooling): pass\n"
+    )
+    (folder / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "modeling_evil.Evil"}]')
+    (folder / "config.json").write_text('{"model_type": "bert", "auto_map": {"AutoModel": "modeling_evil.Evil"}}')
+    return folder

@@ -11,6 +11,8 @@ import yaml
 
 from hardneg.benchmark.peer import make_peer
 from hardneg.cli import main
+from miners.offline import MinedNegatives
+from tests.security.payloads import custom_code
 
 PAYLOADS = "tests.security.payloads"
 
@@ -58,6 +60,37 @@ def test_a_checkpoint_names_no_class(config: Path, tmp_path: Path, mark: Path) -
         for command in commands:
             assert main([command, "--config", str(config), "--ckpt_path", str(hostile)]) == 0, command
             assert not mark.exists(), command
+
+
+@pytest.fixture
+def table(tmp_path: Path, sample_folder: Path) -> MinedNegatives:
+    """A table of `hardneg mine`, whose metadata a stranger may have changed."""
+    path = tmp_path / "mined.parquet"
+    options = ["--encoder", f"{PAYLOADS}.Harmless", "--no-cache", "--device", "cpu", "--num-negatives", "2"]
+    assert main(["mine", str(sample_folder), "--out", str(path), *options]) == 0
+    return MinedNegatives.load(path)
+
+
+@pytest.mark.parametrize("named", [(), ("--encoder", f"{PAYLOADS}.Harmless")])
+def test_a_table_names_no_class_and_no_model(
+    named: tuple[str, ...], table: MinedNegatives, tmp_path: Path, sample_folder: Path, mark: Path, capsys
+) -> None:
+    """Its words are shown, and the audit mines again with what the user names, or not at all."""
+    path, arguments = tmp_path / "hostile.parquet", table.metadata["inputs"]["model"]["arguments"]
+    audit = ["audit", str(path), "--folder", str(sample_folder), "--cache", str(tmp_path / "cache"), "--device", "cpu"]
+    for hostile in (
+        {"encoder": "os.system", "encoder_args": {"command": f"touch '{mark}'"}},
+        {"encoder": f"{PAYLOADS}.Marking", "encoder_args": {"mark": str(mark), "trust_remote_code": True}},
+        {"encoder": None, "model": str(custom_code(tmp_path / "model", mark))},
+        {"guide": str(custom_code(tmp_path / "guide", mark))},
+        {"cross_encoder": str(custom_code(tmp_path / "cross", mark))},
+    ):
+        table.metadata["inputs"]["model"]["arguments"] = arguments | hostile
+        table.to_parquet(path)
+        assert main([*audit, *named]) == 0
+        refused = not named or bool(hostile.keys() & {"encoder_args", "guide", "cross_encoder"})
+        assert ("models that a table names are not loaded" in capsys.readouterr().out) == refused
+        assert not mark.exists()
 
 
 @pytest.mark.parametrize(

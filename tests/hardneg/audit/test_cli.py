@@ -11,14 +11,17 @@ import torch
 
 from datamodules.texts import content_hash
 from hardneg.audit.cli import add_arguments, run
+from hardneg.audit.made import NAMED, PLAIN, UNUSED, as_line, read_making
 from hardneg.audit.measure import audit, hide, interval
 from hardneg.encoders import TextEncoder
 from hardneg.mining.cli import add_arguments as add_mining_arguments
+from hardneg.mining.cli import plain_arguments
 from hardneg.mining.cli import run as run_mining
 from hardneg.mining.inputs import read_beir
 from miners.offline import MaxScore, MinedNegatives, mine
 from miners.ragged import Ragged
 
+ENCODER = ("--encoder", "tests.hardneg.mining.test_cli.Flattened")
 HOSTILE = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa <script>alert(1)</script> & <img src=x onerror=alert(2)>"
 
 
@@ -53,8 +56,7 @@ def mined_from(folder: Path, *more: object) -> Path:
     add_mining_arguments(parser)
     out = folder.parent / "mined.parquet"
     cache = folder.parent / "cache"
-    encoder = "tests.hardneg.mining.test_cli.Flattened"
-    arguments = [folder, "--out", out, "--encoder", encoder, "--cache", cache, "--num-negatives", 4, *more]
+    arguments = [folder, "--out", out, *ENCODER, "--cache", cache, "--num-negatives", 4, *more]
     run_mining(parser.parse_args([str(one) for one in arguments]))
     return out
 
@@ -91,7 +93,16 @@ def test_the_interval_is_the_exact_one() -> None:
 
 def test_hidden_positives_that_come_back_are_counted_and_fail_a_pipeline(folder, capsys) -> None:
     table = mined_from(folder)
-    common = (table, "--folder", folder, "--cache", folder.parent / "cache", "--json", folder.parent / "a.json")
+    common = (
+        table,
+        "--folder",
+        folder,
+        "--cache",
+        folder.parent / "cache",
+        "--json",
+        folder.parent / "a.json",
+        *ENCODER,
+    )
     assert hardneg_audit(*common) == 0
     rate = json.loads((folder.parent / "a.json").read_text())["false_negatives"]
     assert rate["hidden"] == 1
@@ -163,3 +174,103 @@ def test_wrong_uses_are_told(folder, tmp_path) -> None:
     (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td0\t1\n")
     with pytest.raises(ValueError, match=r"names 'q0', which .* does not have"):
         hardneg_audit(table, "--folder", folder)
+
+
+def test_models_that_a_table_names_are_named_by_the_user(folder, capsys) -> None:
+    """Without a model the rest is audited, and a sentence says what to add."""
+    table = mined_from(folder, "--relative-margin", 0.05, "--encoder-args", '{"dim": 12}')
+    common = (table, "--folder", folder, "--cache", folder.parent / "cache", "--json", folder.parent / "a.json")
+    assert hardneg_audit(*common) == 0
+    out = capsys.readouterr().out
+    assert "how it was mined, as the table says: encoder 'tests.hardneg.mining.test_cli.Flattened'" in out
+    assert "encoder_args {'dim': 12}, weights " in out
+    assert "relative_margin 0.05" in out
+    assert "not estimated; models that a table names are not loaded; to mine it again, give --encoder and" in out
+    assert "false_negatives" not in json.loads((folder.parent / "a.json").read_text())
+    with pytest.raises(ValueError, match=r"--max-false-negative-rate: .* give --encoder-args \(the table says:"):
+        hardneg_audit(*common, *ENCODER, "--max-false-negative-rate", 0.5)
+    assert hardneg_audit(*common, *ENCODER, "--encoder-args", '{"dim": 12}') == 0
+    report = json.loads((folder.parent / "a.json").read_text())
+    assert report["false_negatives"]["other_weights"] is False
+    assert report["made"]["changed"] == {"num_negatives": 4, "relative_margin": 0.05, "search_depth": 13}
+    assert "other weights" not in capsys.readouterr().out
+
+
+def test_other_weights_than_those_of_the_table_are_told(folder, capsys) -> None:
+    table = mined_from(folder)
+    common = (table, "--folder", folder, "--cache", folder.parent / "cache")
+    assert hardneg_audit(*common, *ENCODER, "--encoder-args", '{"seed": 1}') == 0
+    assert "the model has other weights, or other prompts, than the table names" in capsys.readouterr().out
+
+
+def test_a_table_mined_with_judges_needs_them_named(folder, tiny_model, capsys) -> None:
+    table = mined_from(folder, "--guide", tiny_model)
+    common = (table, "--folder", folder, "--cache", folder.parent / "cache", *ENCODER)
+    assert hardneg_audit(*common) == 0
+    assert "to mine it again, give --mined-guide (the table says:" in capsys.readouterr().out
+    assert hardneg_audit(*common, "--mined-guide", tiny_model) == 0
+    assert "hidden positives came back" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--mined-cross-encoder: .* was mined without one; leave it out"):
+        hardneg_audit(*common, "--mined-cross-encoder", tiny_model)
+
+
+def test_every_option_of_mining_is_plain_or_named_or_a_place() -> None:
+    """A new option of `hardneg mine` must be put on one of the lists, or the audit of a table would refuse it."""
+    parser = argparse.ArgumentParser()
+    add_mining_arguments(parser)
+    recorded = plain_arguments(parser.parse_args(["--out", "x"]))
+    assert {*PLAIN, *NAMED, *UNUSED} == recorded.keys()
+    for action in parser._actions:
+        if (plain := PLAIN.get(action.dest)) is not None:
+            assert plain.choices == tuple(action.choices or ()), action.dest
+            assert plain.kind is (action.type or type(action.const) if action.const is not None else action.type or str)
+            assert plain.fits(action.default), action.dest
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_negatives", 0),
+        ("num_negatives", True),
+        ("num_negatives", "5"),
+        ("num_negatives", 10**9),
+        ("first_rank", -1),
+        ("relative_margin", "0.05"),
+        ("relative_margin", float("nan")),
+        ("temperature", 0.0),
+        ("dot", "yes"),
+        ("sampling", "os.system"),
+        ("positive", ["lowest"]),
+        ("index", "Flat" * 99),
+        ("index", "IVF99999999,Flat"),
+        ("index", "/tmp/index"),
+        ("query_prompt", {"class_path": "os.system"}),
+        ("query_prompt", "a" * 5000),
+        ("device", "cpu"),
+        ("trust_remote_code", True),
+        ("\x1b[2J", 1),
+    ],
+)
+def test_what_is_no_plain_value_is_not_used(name: str, value: object) -> None:
+    metadata = {"inputs": {"model": {"arguments": {name: value}}}, "settings": {"search_depth": 5}}
+    making = read_making(metadata, Path("t.parquet"))
+    assert making.options is None
+    assert making.problem.startswith("t.parquet: its metadata: ")
+    assert name in making.problem or "\\x1b[2J" in making.problem
+    assert as_line(making.as_dict({})).isprintable()
+
+
+@pytest.mark.parametrize(
+    "index", ["auto", "torch", "Flat", "IVF1024,Flat", "OPQ16_64,IVF1000(HNSW32),PQ16x4fs", "HNSW32"]
+)
+def test_indices_that_a_table_may_name(index: str) -> None:
+    assert PLAIN["index"].fits(index)
+
+
+@pytest.mark.parametrize(
+    "metadata", [{}, {"inputs": 1}, {"inputs": {"model": []}}, {"inputs": {"model": {"arguments": 7}}}]
+)
+def test_a_table_that_does_not_say_how_it_was_mined(metadata: dict) -> None:
+    making = read_making(metadata, Path("t.parquet"))
+    assert making.options is None
+    assert making.problem
