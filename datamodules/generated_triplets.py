@@ -163,7 +163,7 @@ def fits_in(tokenizer: str | None, most: int) -> Callable[[str], bool] | None:
         return None
     from transformers import AutoTokenizer
 
-    count = AutoTokenizer.from_pretrained(tokenizer)
+    count = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     return lambda text: len(count(text)["input_ids"]) <= most
 
 

@@ -29,6 +29,8 @@ from datamodules.readers import expand, read_records, text_field
 from datamodules.record_files import RecordFiles
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"})
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+"""What is decoded, whatever a file is called: of Pillow's other formats, one runs Ghostscript."""
 MOST_BYTES = 1 << 28  # of one packed picture: more is no picture but an attack, or a mistake
 TABLE, ARCHIVE, FOLDER = "metadata.csv", "images.zip", "images"
 CLASS_COLUMNS = ("identity", "label", "class")
@@ -232,13 +234,17 @@ def decode(data: bytes, name: str, channels: int = 3, size: int | tuple[int, int
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            if Image.MAX_IMAGE_PIXELS and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:  # Pillow only warns
+                raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels")
             opened.load()
             picture: Any = ImageOps.exif_transpose(opened)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
         raise ValueError(f"{name}: is no picture that can be read ({error}).") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: is too large ({error}).") from None
+        raise ValueError(
+            f"{name}: is too large ({error}). Scale it down; or set PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        ) from None
     if picture.mode == "F":
         raise ValueError(f"{name}: holds floating point numbers, whose range nobody knows. Save it with 8 or 16 bits.")
     if picture.mode == "I" or picture.mode.startswith("I;16"):

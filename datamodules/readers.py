@@ -222,6 +222,10 @@ def _datasets_folder(path: Path) -> Iterator[tuple[Place, Fields]]:
         import datasets
     except ImportError:
         raise ImportError(f"{path} was saved by `datasets`; reading it needs `pip install datasets`.") from None
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    for file in state.get("_data_files", ()):  # `datasets` joins them to the folder without a look
+        if (name := str(file.get("filename"))) != Path(name).name:
+            raise ValueError(f"{path / 'state.json'}: the file '{name}' must be in the folder itself. Do not trust it.")
     table = datasets.load_from_disk(os.fspath(path)).with_format("arrow")
     return _rows(path, (block.to_pylist() for block in table.iter(batch_size=BLOCK_ROWS)))
 

@@ -84,7 +84,16 @@ class HardnegCLI(LightningCLI):
 
         Lightning takes ``class_path`` and arguments of the model from the checkpoint's hyper_parameters. They are plain
         data, so ``weights_only`` lets them through, and a checkpoint of somebody else would choose what code runs.
+
+        Raises:
+            ValueError: a folder: the parts of a sharded checkpoint are described by a pickle.
         """
+        path = self.config.get(self.config.get("subcommand") or "", {}).get("ckpt_path")
+        if path is not None and Path(path).is_dir():
+            raise ValueError(
+                f"--ckpt_path must be a file, got the folder {path}: a checkpoint in shards holds a pickle, which is "
+                "not read."
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self._get(self.config, "folder"), self._get(self.config, "logging")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hardneg.encoders.base import Encoder, hash_weights
+from hardneg.encoders.model_files import check_model
 from hardneg.encoders.text import freeze_unused
 
 
@@ -29,7 +30,7 @@ class CLIPEncoder(Encoder):
 
     Raises:
         FileNotFoundError: a local path that is no model folder.
-        ValueError: a model without features of pictures and texts; pictures of another size.
+        ValueError: a model without features of pictures and texts, or whose files name code; pictures of another size.
     """
 
     mean: Tensor
@@ -44,14 +45,15 @@ class CLIPEncoder(Encoder):
         if local and not (place / "config.json").exists():
             raise FileNotFoundError(f"'{model}' is no model folder: config.json is not in it.")
         name = str(place) if local else model
+        check_model(name)
         self.model, self.evaluation_mode = model, evaluation_mode
-        self.network: Any = AutoModel.from_pretrained(name, use_safetensors=True)
+        self.network: Any = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
         if not (hasattr(self.network, "get_image_features") and hasattr(self.network, "get_text_features")):
             raise ValueError(
                 f"CLIPEncoder(model='{model}'): {type(self.network).__name__} has no features of pictures and texts. "
                 "Wanted: a model of the kind of CLIP or SigLIP."
             )
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         self.max_tokens = max_tokens or int(self.network.config.text_config.max_position_embeddings)
         mean, scale = _standard(name)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -165,8 +167,8 @@ def _standard(name: str) -> tuple[list[float], list[float]]:
     """Mean and scale of a channel's values in [0, 1], as the model's folder says."""
     from transformers import AutoImageProcessor
 
-    settings: Any = AutoImageProcessor.from_pretrained(name) if not (Path(name) / PREPROCESSOR).exists() else None
-    if settings is not None:
+    if not (Path(name) / PREPROCESSOR).exists():
+        settings: Any = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
         return list(settings.image_mean), list(settings.image_std)
     record = json.loads((Path(name) / PREPROCESSOR).read_text(encoding="utf-8"))
     return list(record["image_mean"]), list(record["image_std"])

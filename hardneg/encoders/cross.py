@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hardneg.encoders.model_files import check_model
 from hardneg.encoders.text import CPU_TEXTS_PER_PASS, freeze_layers, keep_layers, resolve
 
 
@@ -45,7 +46,7 @@ class CrossEncoder(PairScorer):
 
     Raises:
         FileNotFoundError: a local path that is no model folder.
-        ValueError: a dropout out of range.
+        ValueError: a dropout out of range; files of the model that name code.
     """
 
     def __init__(
@@ -65,9 +66,13 @@ class CrossEncoder(PairScorer):
             raise ValueError(f"CrossEncoder(dropout={dropout}): a share, so 0 <= dropout < 1; null keeps the model's.")
         self.model, self.num_layers, self.dropout, self.seed = model, num_layers, dropout, seed
         self.pairs_per_pass = pairs_per_pass
+        place = resolve(model)
+        check_model(place)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # two models with two seeds have two heads
-            self.transformer = Model(resolve(model), num_labels=1, max_length=max_seq_length, device="cpu")
+            self.transformer = Model(
+                place, num_labels=1, max_length=max_seq_length, device="cpu", trust_remote_code=False
+            )
         self.transformer.train()  # it loads in evaluation mode, and Lightning leaves modes as it finds them
         if dropout is not None:
             for module in self.transformer.modules():

@@ -351,7 +351,7 @@ class ImageEncoder(Encoder):
 
         Raises:
             FileNotFoundError: no such folder.
-            ValueError: a backbone whose class is not known, or weights of another network.
+            ValueError: a backbone whose class is not known or that reads another file, or weights of another network.
         """
         from safetensors.torch import load_file
 
@@ -367,7 +367,13 @@ class ImageEncoder(Encoder):
                 f"{folder} has a backbone of class '{name}'; known are {sorted(known)}. Hand over your own: "
                 "ImageEncoder.from_pretrained(folder, backbones=[YourBackbone])."
             )
-        backbone = known[name](**settings["backbone"]["arguments"])
+        arguments = settings["backbone"]["arguments"]
+        if arguments.get("weights") is not None:  # a path, or a name to download
+            raise ValueError(
+                f"{folder / SETTINGS}: 'weights' of the backbone must be null, got {arguments['weights']!r:.80}; the "
+                f"folder's weights are in {WEIGHTS}."
+            )
+        backbone = known[name](**arguments)
         encoder = cls(backbone, settings["dim"], settings["head"], settings["hidden"])
         _load(encoder, load_file(folder / WEIGHTS), of=str(folder))
         return encoder

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hardneg.encoders.base import Encoder, hash_weights
+from hardneg.encoders.model_files import check_model
 from hardneg.leaves import leaves_behind
 
 CPU_TEXTS_PER_PASS = 16
@@ -35,12 +36,14 @@ class TextEncoder(Encoder):
         num_layers: keep the first so many transformer layers, as a small student; None keeps all.
         frozen_layers: token embeddings and the first so many layers stay as they are: no gradient, no optimiser state,
             and about a third off a step with half of the layers frozen. 0 trains everything.
-        trust_remote_code: run code that comes with the model. Off unless you know that code.
+        trust_remote_code: run code that comes with the model, and follow all settings in its files. Off unless you know
+            that code.
         device: where to put the model; None leaves it to the trainer.
 
     Raises:
         FileNotFoundError: a local path that is no model folder.
         ImportError: the package of a packaged model is missing; says how to install it.
+        ValueError: files of the model that name code.
     """
 
     def __init__(
@@ -60,9 +63,10 @@ class TextEncoder(Encoder):
         from sentence_transformers import SentenceTransformer
 
         self.model = model
-        self.transformer = SentenceTransformer(
-            resolve(model), trust_remote_code=trust_remote_code, device=device or "cpu"
-        )
+        place = resolve(model)
+        if not trust_remote_code:
+            check_model(place)
+        self.transformer = SentenceTransformer(place, trust_remote_code=trust_remote_code, device=device or "cpu")
         self.transformer.train()  # it loads in evaluation mode, and Lightning leaves modes as it finds them
         if max_seq_length is not None:
             self.transformer.max_seq_length = max_seq_length

@@ -296,7 +296,10 @@ def make_filters(args: argparse.Namespace, inputs: Inputs, cache: EmbeddingCache
     if args.cross_encoder:
         from sentence_transformers import CrossEncoder
 
-        model = CrossEncoder(args.cross_encoder, device=place(args.device))
+        from hardneg.encoders.model_files import check_model
+
+        check_model(args.cross_encoder)
+        model = CrossEncoder(args.cross_encoder, device=place(args.device), trust_remote_code=False)
         rules.append(Rescore(model.predict, inputs.queries, inputs.corpus, name=args.cross_encoder))
     if args.absolute_margin is not None:
         rules.append(AbsoluteMargin(args.absolute_margin, args.positive))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from datamodules.image_files import ZipFiles, decode, read_pictures
 
@@ -188,10 +188,30 @@ def test_exif_turns() -> None:
     assert decode(packed(np.zeros((2, 5), dtype=np.uint8), "JPEG", exif=exif), "x").shape == (3, 5, 2)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_picture_larger_than_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
-    with pytest.raises(ValueError, match="x: is too large"):
-        decode(grey(), "x")
+    for most in (4, 20):  # 24 pixels: Pillow itself refuses twice the number, and warns below
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        with pytest.raises(ValueError, match=r"x: is too large .*Scale it down"):
+            decode(grey(), "x")
+
+
+def test_a_format_that_runs_a_program_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript under the name of a picture: Pillow would hand it to Ghostscript."""
+    ran: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **_: ran.append(arguments))
+    text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n%%EOF\n"
+    with pytest.raises(ValueError, match=r"cat\.jpg: is no picture that can be read"):
+        decode(text.encode(), "cat.jpg")
+    assert not ran
+
+
+def test_a_picture_of_several_is_its_first() -> None:
+    """Phones write two pictures into one JPEG file."""
+    file = io.BytesIO()
+    first, second = (Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)) for value in (200, 10))
+    first.save(file, "MPO", save_all=True, append_images=[second])
+    assert decode(file.getvalue(), "x").float().mean() == pytest.approx(200, abs=2)
 
 
 @pytest.mark.parametrize("wrong", [{"channels": 2}, {"size": 0}])

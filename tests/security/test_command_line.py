@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import yaml
 from hardneg.benchmark.peer import make_peer
 from hardneg.cli import main
 from miners.offline import MinedNegatives
-from tests.security.payloads import custom_code
+from tests.security.payloads import Pickled, custom_code
 
 PAYLOADS = "tests.security.payloads"
 
@@ -60,6 +61,17 @@ def test_a_checkpoint_names_no_class(config: Path, tmp_path: Path, mark: Path) -
         for command in commands:
             assert main([command, "--config", str(config), "--ckpt_path", str(hostile)]) == 0, command
             assert not mark.exists(), command
+
+
+def test_a_checkpoint_is_not_unpickled(config: Path, tmp_path: Path, mark: Path, capsys) -> None:
+    """Neither a file that is a pickle, nor the metadata of a folder of shards."""
+    torch.save({"state_dict": Pickled(mark)}, tmp_path / "hostile.ckpt")
+    assert main(["test", "--config", str(config), "--ckpt_path", str(tmp_path / "hostile.ckpt")]) == 1
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / ".metadata").write_bytes(pickle.dumps(Pickled(mark)))
+    for more in ([], ["--trainer.strategy=fsdp"]):
+        assert main(["test", "--config", str(config), "--ckpt_path", str(tmp_path / "shards"), *more]) == 1
+        assert "--ckpt_path must be a file, got the folder" in capsys.readouterr().err
 
 
 @pytest.fixture
