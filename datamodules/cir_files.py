@@ -8,13 +8,12 @@ annotations/val.json                                                   CIRCO
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.readers import Fields, Place, expand, id_field, read_records, text_field, texts_field
+from datamodules.readers import Fields, Place, expand, id_field, read_json, read_records, text_field, texts_field
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def read_fashioniq(folder: Path, category: str, split: str) -> tuple[list[Triple
                 group=category,
             )
         )
-    names = _json(folder / "image_splits" / f"split.{category}.{split}.json")
+    names = read_json(folder / "image_splits" / f"split.{category}.{split}.json")
     if not isinstance(names, list):
         raise ValueError(f"{folder}: image_splits of '{category}' must be a list of names, got {type(names).__name__}.")
     return found, [str(name) for name in names]
@@ -146,7 +145,7 @@ def read_cirr(folder: Path, split: str) -> tuple[list[Triplet], dict[str, str]]:
                 members,
             )
         )
-    paths = _json(folder / "image_splits" / f"split.rc2.{split}.json")
+    paths = read_json(folder / "image_splits" / f"split.rc2.{split}.json")
     if not isinstance(paths, dict):
         raise ValueError(f"{folder}: image_splits must map names to paths, got {type(paths).__name__}.")
     return _unique(found), {str(name): str(path).removeprefix("./") for name, path in paths.items()}
@@ -201,7 +200,7 @@ def _records(path: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
     if path.suffix != ".json":
         yield from read_records(path)
         return
-    records = _json(path)
+    records = read_json(path)
     if not isinstance(records, list):
         raise ValueError(f"{path}: must be a list of records, got {type(records).__name__}.")
     for number, record in enumerate(records, start=1):
@@ -209,12 +208,3 @@ def _records(path: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
         if not isinstance(record, dict):
             raise ValueError(f"{place}: must be an object {{...}}, got {record!r}.")
         yield place, record
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist.") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: is not JSON ({error.msg}).") from None

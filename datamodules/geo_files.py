@@ -207,11 +207,11 @@ class CVACT(GeoLayout):
         if not file.exists():
             raise FileNotFoundError(f"{file} does not exist. Wanted: CVACT's table of names, positions and splits.")
         try:
-            table = loadmat(file)
+            table = loadmat(file, variable_names=["panoIds", "utm", f"{self.split}Set"])
             names = [str(np.asarray(name).squeeze()) for name in np.asarray(table["panoIds"]).reshape(-1)]
             positions = np.asarray(table["utm"], dtype=np.float64)[:, :2]
             rows = [] if self.split == "test" else table[f"{self.split}Set"][0][0][1].reshape(-1).astype(np.int64) - 1
-        except (KeyError, IndexError, TypeError, ValueError, MatReadError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, NotImplementedError, MatReadError) as error:
             raise ValueError(f"{file}: is no table with panoIds, utm, trainSet and valSet ({error}).") from None
         if len(positions) != len(names) or any(not 0 <= row < len(names) for row in rows):
             raise ValueError(f"{file}: {len(names)} names, {len(positions)} positions, and a split of other rows.")

@@ -25,13 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.readers import expand, read_records, text_field
+from datamodules.readers import MOST_BYTES, expand, inside, read_records, text_field
 from datamodules.record_files import RecordFiles
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"})
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 """What is decoded, whatever a file is called: of Pillow's other formats, one runs Ghostscript."""
-MOST_BYTES = 1 << 28  # of one packed picture: more is no picture but an attack, or a mistake
 TABLE, ARCHIVE, FOLDER = "metadata.csv", "images.zip", "images"
 CLASS_COLUMNS = ("identity", "label", "class")
 
@@ -55,17 +54,19 @@ class FolderFiles:
     def names(self) -> list[str]:
         found = []
         for place, folders, files in os.walk(self.folder, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            inside = Path(place).relative_to(self.folder)
-            found += [(inside / name).as_posix() for name in files]
+            folders[:] = [name for name in folders if not name.startswith(".") and not _loops(place, name)]
+            below = Path(place).relative_to(self.folder)
+            found += [(below / name).as_posix() for name in files]
         return sorted(filter(is_picture, found))
 
     def read(self, name: str) -> bytes:
-        _inside(name, str(self.folder))
+        path = self.folder / inside(name, self.folder)
         try:
-            return (self.folder / name).read_bytes()
+            if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):  # a device never ends
+                raise ValueError(f"{path}: must be a file of at most {MOST_BYTES:,} bytes, as a picture is.")
+            return path.read_bytes()
         except OSError as error:
-            raise FileNotFoundError(f"{self.folder / name}: cannot be read ({error.strerror}).") from None
+            raise FileNotFoundError(f"{path}: cannot be read ({error.strerror}).") from None
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -84,7 +85,7 @@ class ZipFiles:
         self.path = path
         self._open: tuple[int, zipfile.ZipFile] | None = None  # process and handle
         for member in self._archive().infolist():
-            _inside(member.filename.replace("\\", "/"), str(path))
+            inside(member.filename, path)
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise ValueError(f"{path}: member '{member.filename}' is a link, which no set of pictures needs.")
 
@@ -264,6 +265,12 @@ def decode(data: bytes, name: str, channels: int = 3, size: int | tuple[int, int
     return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).contiguous()
 
 
+def _loops(place: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    path = os.path.join(place, name)
+    return os.path.islink(path) and Path(place).resolve().is_relative_to(Path(path).resolve())
+
+
 def is_picture(name: str) -> bool:
     """Whether a file's name is a picture's; hidden ones are not, nor what a Mac leaves in archives."""
     path = PurePosixPath(name)
@@ -326,14 +333,3 @@ def _codes(column: NDArray[np.str_]) -> tuple[Tensor, tuple[str, ...]]:
     if len(classes) and classes[0] == "":
         classes, found = classes[1:], found - 1
     return found, tuple(classes.tolist())
-
-
-def _inside(name: str, of: str) -> None:
-    """Refuse a path that leads out of where it belongs.
-
-    Raises:
-        ValueError: it does.
-    """
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
-        raise ValueError(f"{of}: the path '{name}' leads out of it. Do not trust this file.")

@@ -12,11 +12,12 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 Fields = Mapping[str, Any]
 BLOCK_ROWS = 1024  # rows of a columnar file that are Python objects at one time
+MOST_BYTES = 1 << 28  # of one line, or one file of JSON: more is an attack (a packed file of zeros), or a mistake
 
 
 class Place(NamedTuple):
@@ -39,7 +40,6 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[Place, Fields]]
     Raises:
         FileNotFoundError: nothing is there; the message says which formats would do.
         ValueError: a line that is no record (file and line are named), or a format that is not known.
-        ImportError: a `datasets` folder without the package `datasets`.
     """
     path = expand(path)
     if not path.exists():
@@ -57,6 +57,48 @@ def read_json_lines(path: Path) -> Iterator[tuple[Place, Fields]]:
         ValueError: a line that is no JSON object; file and line are named.
     """
     return _jsonl(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a file that is one JSON value.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no JSON, nested too deeply, or too large; the file is named.
+    """
+    if path.exists() and path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path}: has {path.stat().st_size:,} bytes, and {MOST_BYTES:,} are the most.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist.") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: is not JSON ({error.msg}).") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}).") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise ValueError(f"{path}: is not JSON that can be read ({error}).") from None
+
+
+def inside(name: str, folder: Path | str, place: Place | Path | str | None = None) -> str:
+    """Check that a name out of a file leads to nothing outside of the folder that it belongs to.
+
+    Args:
+        name: relative, with "/" between folders.
+        folder: which that is, for the message.
+        place: where the name was found, for the message; None = in the folder itself.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: an absolute path, one with "..", or one with a drive.
+    """
+    slashes = PurePosixPath(name.replace("\\", "/"))
+    if slashes.is_absolute() or ".." in slashes.parts or PureWindowsPath(name).drive or "\0" in name:
+        out_of = folder if place else "it"
+        raise ValueError(f"{place or folder}: the path '{name}' leads out of {out_of}. Do not trust this file.")
+    return name
 
 
 def read_lines(path: Path) -> Iterator[tuple[Place, str]]:
@@ -146,7 +188,9 @@ def _lines(path: Path) -> Iterator[str]:
     number = 0
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as raw:
         try:
-            for number, line in enumerate(raw, start=1):
+            for number, line in enumerate(iter(lambda: raw.readline(MOST_BYTES + 1), b""), start=1):
+                if len(line) > MOST_BYTES:
+                    raise ValueError(f"{Place(path, number)}: is longer than {MOST_BYTES:,} bytes, which is the most.")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{Place(path, number)}: is not UTF-8 ({error.reason} at byte {error.start}).") from None
@@ -163,6 +207,8 @@ def _jsonl(path: Path) -> Iterator[tuple[Place, Fields]]:
             fields = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{place}: is not JSON ({error.msg} at column {error.colno}).") from None
+        except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+            raise ValueError(f"{place}: is not JSON that can be read ({error}).") from None
         if not isinstance(fields, dict):
             raise ValueError(f"{place}: must be one JSON object {{...}}, got {_shown(fields)}.")
         yield place, fields
@@ -209,8 +255,11 @@ def _parquet(path: Path) -> Iterator[tuple[Place, Fields]]:
 
 
 def _datasets_folder(path: Path) -> Iterator[tuple[Place, Fields]]:
+    """The Arrow files that state.json lists. `datasets` is not asked: it makes objects of what the folder names."""
+    import pyarrow as pa
+
     if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+        splits = read_json(path / "dataset_dict.json").get("splits", [])
         one = path / (splits or ["train"])[0]
         raise ValueError(f"{path}: holds several splits ({', '.join(splits)}). Give the folder of one, such as {one}.")
     if not (path / "state.json").exists():
@@ -218,16 +267,35 @@ def _datasets_folder(path: Path) -> Iterator[tuple[Place, Fields]]:
             f"{path}: is a folder, but not one written by `Dataset.save_to_disk`. "
             f"Give such a folder, or a file ending in {FORMATS}."
         )
+    listing = path / "state.json"
+    state = read_json(listing)
     try:
-        import datasets
-    except ImportError:
-        raise ImportError(f"{path} was saved by `datasets`; reading it needs `pip install datasets`.") from None
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    for file in state.get("_data_files", ()):  # `datasets` joins them to the folder without a look
-        if (name := str(file.get("filename"))) != Path(name).name:
-            raise ValueError(f"{path / 'state.json'}: the file '{name}' must be in the folder itself. Do not trust it.")
-    table = datasets.load_from_disk(os.fspath(path)).with_format("arrow")
-    return _rows(path, (block.to_pylist() for block in table.iter(batch_size=BLOCK_ROWS)))
+        names = [str(file["filename"]) for file in state["_data_files"]]
+        chosen = state.get("_indices_data_files") or state.get("_indices_files")
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(
+            f"{path / 'state.json'}: lists no files of data; it must be of `Dataset.save_to_disk`."
+        ) from None
+    if chosen:
+        raise ValueError(
+            f"{path}: was saved by an old `datasets` with a choice of rows. Save it again with a newer one."
+        )
+    for name in names:
+        if name != Path(name).name or name in ("", ".."):
+            raise ValueError(f"{listing}: the file '{name}' must be in the folder itself. Do not trust it.")
+
+    def blocks() -> Iterator[Sequence[dict[str, Any]]]:
+        for name in names:
+            try:
+                with pa.memory_map(str(path / name)) as source, pa.ipc.open_stream(source) as stream:
+                    for batch in stream:
+                        batch.validate(full=True)  # offsets of a damaged file would lead anywhere in memory
+                        for start in range(0, len(batch), BLOCK_ROWS):
+                            yield batch.slice(start, BLOCK_ROWS).to_pylist()
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{path / name}: is no Arrow file that can be read ({error}).") from None
+
+    return _rows(path, blocks())
 
 
 def _rows(path: Path, blocks: Iterator[Sequence[dict[str, Any]]]) -> Iterator[tuple[Place, Fields]]:

@@ -12,7 +12,6 @@ Five layouts, which the files themselves tell apart:
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.labelled import UNLABELLED
-from datamodules.readers import Place, expand, read_records
+from datamodules.readers import Place, expand, inside, read_json, read_records
 from datamodules.recordings import Recordings
 
 LIST = "recordings.csv"
@@ -76,7 +75,7 @@ def read_packed(folder: Path, modality: str = "inertial") -> Recordings:
     """
     file = folder / "raw.npz"
     arrays = _npz(file)
-    meta: Any = json.loads((folder / "meta.json").read_text()) if (folder / "meta.json").exists() else {}
+    meta: Any = read_json(folder / "meta.json") if (folder / "meta.json").exists() else {}
     signals, offsets = {}, {}
     for name in [name for name in arrays if name.endswith("offset")]:
         own = name.removesuffix("_offset") if name != "offset" else _only_signal(file, arrays)
@@ -99,7 +98,7 @@ def read_packed(folder: Path, modality: str = "inertial") -> Recordings:
 def read_splits(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """The splits by subject that a packed set's meta.json brings: name -> {"train": subjects, ...}; {} without."""
     file = expand(path) / "meta.json"
-    return json.loads(file.read_text()).get("splits", {}) if file.exists() else {}
+    return read_json(file).get("splits", {}) if file.exists() else {}
 
 
 def _only_signal(file: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -262,7 +261,7 @@ def read_table(folder: Path, modality: str = "inertial") -> Recordings:
 def _member(folder: Path, place: Place, name: str) -> NDArray[np.float32]:
     if not name:
         raise ValueError(f"{place}: names no file. Leave the recording out, or name its file.")
-    file = folder / name
+    file = folder / inside(name, folder, place)
     if not file.is_file():
         raise FileNotFoundError(f"{place}: '{name}' is not in {folder}.")
     return _columns(file)[0]

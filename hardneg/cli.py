@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from hardneg.plain import plain
+
 COMMANDS = {
     "fit": "train a model (Lightning)",
     "validate": "evaluate on the validation split",
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("hardneg: stopped by the keyboard", file=sys.stderr)
         return 130
     except Exception as error:  # the door: context is added once, and the reason comes first
-        print(f"hardneg {command}: {reason(error)}", file=sys.stderr)
+        print(f"hardneg {command}: {plain(reason(error))}", file=sys.stderr)
         if os.environ.get("HARDNEG_TRACEBACK") or not isinstance(innermost(error), ValueError | OSError | ImportError):
             traceback.print_exception(error)
         else:

@@ -14,7 +14,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import datamodules  # noqa: F401  its classes may be named bare in YAML
 import miners  # noqa: F401
-from hardneg.callbacks import RecordNegatives, SaveEncoder, WriteReport, WriteStores
+from hardneg.callbacks import CheckpointPaths, RecordNegatives, SaveEncoder, WriteReport, WriteStores
 from hardneg.cli import COMMANDS, DESCRIPTION, LIGHTNING, Logging, make_loggers
 from hardneg.modules.base import ContrastiveModule
 from hardneg.report import save_evaluation
@@ -107,7 +107,7 @@ class HardnegCLI(LightningCLI):
             kwargs["default_root_dir"] = config[0]
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector of its own
-        callbacks.extend(_missing(callbacks, trainer, command, config[0]))
+        callbacks.extend([*_missing(callbacks, trainer, command, config[0]), CheckpointPaths()])
         return trainer
 
     def before_fit(self) -> None:

@@ -50,6 +50,7 @@ from hardneg.mining.cli import (
     text_encoder,
 )
 from hardneg.mining.inputs import Inputs, read_beir
+from hardneg.plain import plain
 from miners.offline import Dense, Lexical, MinedNegatives, mine
 from miners.store import Store
 
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     cache = EmbeddingCache(args.cache)
     if args.against:
         report, text, page = run_flips(args, cache)
-        print(text)
+        print(plain(text))
         if args.json:
             args.json.write_text(json.dumps(report, indent=1) + "\n")
         if args.html:
@@ -135,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
                 report[name] = {"model": model} | asked(mined, inputs, cache, model, args.device)
     if corpus:
         report["use"]["most_used"] = [[name, count, corpus[name]] for name, count in report["use"]["most_used"]]
-    print(as_text(report))
+    print(plain(as_text(report)))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.html:
@@ -155,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
 def _verdict(failed: Sequence[str]) -> int:
     """Say which thresholds were passed; the exit status."""
     for reason in failed:
-        print(f"FAILED: {reason}")
+        print(plain(f"FAILED: {reason}"))
     return int(bool(failed))
 
 

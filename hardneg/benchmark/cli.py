@@ -24,6 +24,7 @@ from hardneg.benchmark.report import Table, as_markdown, p_value, spoken, write_
 from hardneg.benchmark.run import CELLS, choices, estimate, make_plan, quiet, read_records, run_suite
 from hardneg.benchmark.suite import Suite, read_suite
 from hardneg.benchmark.tables import read_results
+from hardneg.plain import plain
 from hardneg.report.words import duration, signed
 
 
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     if args.what == "report":
         _report(args.folder)
     elif args.what == "compare":
-        print(comparison(args.a, args.b))
+        print(plain(comparison(args.a, args.b)))
     else:
         if args.processes < 1:
             raise ValueError(f"--processes {args.processes}: wants at least 1.")

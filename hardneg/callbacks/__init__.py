@@ -2,6 +2,7 @@
 
 from hardneg.callbacks.activities import DrawActivities
 from hardneg.callbacks.audit import AuditNegatives
+from hardneg.callbacks.checkpoint_paths import CheckpointPaths
 from hardneg.callbacks.composed import DrawRetrievals
 from hardneg.callbacks.faces import DrawFaces
 from hardneg.callbacks.geo import DrawPlaces
@@ -16,6 +17,7 @@ from hardneg.callbacks.waiting import MeasureWaiting
 
 __all__ = [
     "AuditNegatives",
+    "CheckpointPaths",
     "DrawActivities",
     "DrawFaces",
     "DrawNeighbours",

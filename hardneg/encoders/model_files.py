@@ -37,7 +37,7 @@ NO_SETTINGS = frozenset({"tokenizer.json", "vocab.json"})
 """Large files that no library takes settings from."""
 
 
-def check_model(model: str) -> None:
+def check_model(model: str, seen: frozenset[str] = frozenset()) -> None:
     """Refuse a model whose files would choose what a library imports, calls or unpickles.
 
     A library that is told not to trust a model's code still follows some of its settings. Checked in every JSON file:
@@ -45,34 +45,39 @@ def check_model(model: str) -> None:
     - classes of sentence-transformers must be its modules or tokenizers, and activations layers of torch;
     - a module's ``type`` must be of sentence-transformers, and its ``path`` must be in the folder;
     - arguments that are passed on to ``from_pretrained`` must be among `ALLOWED`;
-    - an attention implementation must be a word of transformers, not a repository of kernels.
+    - an attention implementation must be a word of transformers, not a repository of kernels;
+    - an adapter must import nothing, and the model that it adapts is checked likewise.
 
     Args:
         model: a local folder; or a name on the model hub, whose JSON files are downloaded as the library will do.
+        seen: models whose adapters led here.
 
     Raises:
         ValueError: file and entry.
+        OSError: a name whose files can neither be downloaded nor found in the cache.
     """
     folder = Path(model) if Path(model).is_dir() else _downloaded(model)
-    if folder is None:
-        return  # there is no such model here: the library says so
     for file in _settings(folder):
         try:
             content = json.loads(file.read_bytes())
-        except (ValueError, RecursionError, OSError) as error:
+            _check(file, content)
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
             raise ValueError(f"{file}: is no JSON that can be read ({error}).") from None
         if file.name == "modules.json":
             _check_modules(file, content)
-        _check(file, content)
+        if file.name == "adapter_config.json" and (base := _base(file, content)) not in seen | {"", model}:
+            check_model(base, seen | {model})
 
 
-def _downloaded(model: str) -> Path | None:
+def _downloaded(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         place = snapshot_download(model, allow_patterns=["*.json"], cache_dir=os.getenv("SENTENCE_TRANSFORMERS_HOME"))
-    except Exception:  # no such name, no network, nothing in the cache: as many kinds as there are causes
-        return None
+    except Exception as error:  # no such name, no network, nothing in the cache: as many kinds as there are causes
+        raise OSError(
+            f"model '{model}': is no folder here, and its settings could not be downloaded ({error}). Check the name."
+        ) from error
     return Path(place)
 
 
@@ -99,6 +104,21 @@ def _check_modules(file: Path, content: Any) -> None:
             )
         if not isinstance(path, str) or os.path.isabs(path) or ".." in Path(path.replace("\\", "/")).parts:
             raise ValueError(f"{file}: the path of a module must be in its folder, got {path!r:.80}.")
+
+
+def _base(file: Path, content: Any) -> str:
+    """The model that an adapter (of peft) was made for; what the adapter itself would have imported is refused."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{file}: must be a mapping of settings.")
+    mapping, base = content.get("auto_mapping") or {}, content.get("base_model_name_or_path") or ""
+    library = mapping.get("parent_library") or "transformers" if isinstance(mapping, Mapping) else mapping
+    if str(library).split(".")[0] not in ("transformers", "sentence_transformers"):
+        raise ValueError(f"{file}: 'auto_mapping' must not name {library!r:.80}. {_ADVICE}")
+    if content.get("megatron_config") is not None or content.get("megatron_core") not in (None, "megatron.core"):
+        raise ValueError(f"{file}: 'megatron_config' must not be set. {_ADVICE}")
+    if not isinstance(base, str):
+        raise ValueError(f"{file}: 'base_model_name_or_path' must be a text, got {base!r:.80}.")
+    return base
 
 
 def _check(file: Path, content: Any, key: str = "") -> None:

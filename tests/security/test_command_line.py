@@ -119,3 +119,31 @@ def test_a_peer_is_checked_before_it_is_made(path: str, mark: Path) -> None:
     arguments = {"command": f"touch '{mark}'"} if path == "os.system" else {"mark": str(mark)}
     with pytest.raises(ValueError, match=r"peer must be the class path of a .*\.Peer, got"):
         make_peer({"class_path": path, "init_args": arguments})
+
+
+def test_a_checkpoint_removes_no_file(config: Path, tmp_path: Path, capsys) -> None:
+    """ModelCheckpoint removes the file before; which that was, it takes from the checkpoint that is resumed."""
+    assert main(["fit", "--config", str(config)]) == 0
+    (checkpoint,) = (tmp_path / "run").rglob("*.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    (key,) = (key for key in content["callbacks"] if key.startswith("ModelCheckpoint"))
+    state = content["callbacks"][key]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    fits = ["fit", "--config", str(config), "--trainer.max_epochs", "3", "--trainer.logger", "false"]
+    here = tmp_path / "here"
+    outside = str(here / "checkpoints" / ".." / ".." / "mine")
+    for hostile in (
+        {"best_model_path": outside},
+        {"last_model_path": outside},
+        {"best_model_path": f"local://{tmp_path / 'mine'}"},  # Lightning removes what it takes for no local file
+        {"best_model_path": f"simplecache::{tmp_path / 'mine'}"},
+        {"kth_best_model_path": outside, "best_k_models": {outside: torch.tensor(0.0)}},
+    ):
+        new = {name: value for name, value in state.items() if name != "dirpath"} | hostile
+        torch.save(content | {"callbacks": {key: new}}, tmp_path / "hostile.ckpt")
+        assert main([*fits, "--folder", str(here), "--ckpt_path", str(tmp_path / "hostile.ckpt")]) == 1
+        assert (tmp_path / "mine" / "thesis.tex").exists()
+        assert "names a file outside" in capsys.readouterr().err
+    torch.save(content | {"callbacks": {key: state}}, tmp_path / "honest.ckpt")
+    assert main([*fits, "--folder", str(here), "--ckpt_path", str(tmp_path / "honest.ckpt")]) == 0

@@ -81,6 +81,18 @@ HOSTILE: dict[str, Callable[[Path, Path], None]] = {
     "a function of sentence-transformers": lambda folder, mark: edit(
         folder / "router_config.json", types={"0": "sentence_transformers.util.http_get"}
     ),
+    "an import of an adapter": lambda folder, mark: edit(
+        folder / "adapter_config.json", megatron_core="tests.security.payloads", megatron_config={}
+    ),
+    "a library of an adapter": lambda folder, mark: edit(
+        folder / "adapter_config.json", auto_mapping={"parent_library": "os", "base_model_class": "system"}
+    ),
+    "an adapter of another model": lambda folder, mark: edit(
+        folder / "adapter_config.json",
+        base_model_name_or_path=str(custom_code(folder.parent / "base", mark)),
+        auto_mapping={"parent_library": "transformers.models.bert.modeling_bert", "base_model_class": "BertModel"},
+    ),
+    "an adapter of no one": lambda folder, mark: (folder / "adapter_config.json").write_text("[" * 100_000),
     "a module outside of the folder": lambda folder, mark: (folder / "modules.json").write_text(
         json.dumps([{"idx": 0, "name": "0", "path": "../plain", "type": "sentence_transformers.models.Transformer"}])
     ),
@@ -91,7 +103,7 @@ HOSTILE: dict[str, Callable[[Path, Path], None]] = {
 def test_settings_that_name_code_are_refused(hostile: str, bert: Path, mark: Path) -> None:
     HOSTILE[hostile](bert, mark)
     for read in (TextEncoder, CrossEncoder):
-        with pytest.raises(ValueError, match=r"\.json: .* must "):
+        with pytest.raises(ValueError, match=r"\.json: (.* must |is no JSON)"):
             read(str(bert))
 
 
