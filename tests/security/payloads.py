@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ class Pickled:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.mark,)
+
+
+def pickled_type(mark: Path) -> dict[str, bytes]:
+    """Metadata of a column: a type that is a pickle, which old versions of pyarrow unpickled with the schema."""
+    return {
+        "ARROW:extension:name": b"arrow.py_extension_type",
+        "ARROW:extension:metadata": pickle.dumps(Pickled(mark)),
+    }
 
 
 def not_annotated(mark: str):

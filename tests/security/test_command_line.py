@@ -6,6 +6,8 @@ import json
 import pickle
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -13,9 +15,10 @@ import yaml
 from hardneg.benchmark.peer import make_peer
 from hardneg.cli import main
 from miners.offline import MinedNegatives
-from tests.security.payloads import Pickled, custom_code
+from tests.security.payloads import Pickled, custom_code, pickled_type
 
 PAYLOADS = "tests.security.payloads"
+door = pytest.mark.door
 
 
 @pytest.fixture
@@ -43,6 +46,7 @@ def config(tmp_path: Path, sample_folder: Path) -> Path:
     return path
 
 
+@door("checkpoint")
 def test_a_checkpoint_names_no_class(config: Path, tmp_path: Path, mark: Path) -> None:
     """Lightning would take the model's class and arguments from hyper_parameters."""
     assert main(["fit", "--config", str(config)]) == 0
@@ -63,6 +67,7 @@ def test_a_checkpoint_names_no_class(config: Path, tmp_path: Path, mark: Path) -
             assert not mark.exists(), command
 
 
+@door("checkpoint")
 def test_a_checkpoint_is_not_unpickled(config: Path, tmp_path: Path, mark: Path, capsys) -> None:
     """Neither a file that is a pickle, nor the metadata of a folder of shards."""
     torch.save({"state_dict": Pickled(mark)}, tmp_path / "hostile.ckpt")
@@ -83,6 +88,7 @@ def table(tmp_path: Path, sample_folder: Path) -> MinedNegatives:
     return MinedNegatives.load(path)
 
 
+@door("table")
 @pytest.mark.parametrize("named", [(), ("--encoder", f"{PAYLOADS}.Harmless")])
 def test_a_table_names_no_class_and_no_model(
     named: tuple[str, ...], table: MinedNegatives, tmp_path: Path, sample_folder: Path, mark: Path, capsys
@@ -105,6 +111,7 @@ def test_a_table_names_no_class_and_no_model(
         assert not mark.exists()
 
 
+@door("configuration")
 @pytest.mark.parametrize(
     "path", ["os.system", f"{PAYLOADS}.not_annotated", "pathlib.Path", "nowhere.Encoder", "Encoder"]
 )
@@ -114,6 +121,7 @@ def test_an_encoder_is_checked_before_it_is_made(path: str, tmp_path: Path, samp
     assert main([*command, "--encoder", path, "--encoder-args", json.dumps(arguments)]) == 1
 
 
+@door("configuration")
 @pytest.mark.parametrize("path", ["os.system", f"{PAYLOADS}.not_annotated", "tests.distributed.tiny.TinyEncoder"])
 def test_a_peer_is_checked_before_it_is_made(path: str, mark: Path) -> None:
     arguments = {"command": f"touch '{mark}'"} if path == "os.system" else {"mark": str(mark)}
@@ -121,6 +129,7 @@ def test_a_peer_is_checked_before_it_is_made(path: str, mark: Path) -> None:
         make_peer({"class_path": path, "init_args": arguments})
 
 
+@door("checkpoint")
 def test_a_checkpoint_removes_no_file(config: Path, tmp_path: Path, capsys) -> None:
     """ModelCheckpoint removes the file before; which that was, it takes from the checkpoint that is resumed."""
     assert main(["fit", "--config", str(config)]) == 0
@@ -147,3 +156,85 @@ def test_a_checkpoint_removes_no_file(config: Path, tmp_path: Path, capsys) -> N
         assert "names a file outside" in capsys.readouterr().err
     torch.save(content | {"callbacks": {key: state}}, tmp_path / "honest.ckpt")
     assert main([*fits, "--folder", str(here), "--ckpt_path", str(tmp_path / "honest.ckpt")]) == 0
+
+
+@door("configuration")
+@pytest.mark.parametrize("tag", ["python/object/apply:pathlib.Path.touch", "python/object/new:pathlib.Path.touch"])
+def test_yaml_makes_no_objects(tag: str, config: Path, tmp_path: Path, mark: Path) -> None:
+    """Classes are named by class_path, which is checked; YAML's own tags for objects are not followed."""
+    payload = f"!!{tag} [!!python/object/apply:pathlib.Path [{json.dumps(str(mark))}]]"
+    for place in ("folder: ", "trainer: ", "data: ", ""):
+        hostile = tmp_path / "hostile.yaml"
+        hostile.write_text(f"{place}{payload}\n")
+        assert main_or_exit(["fit", "--config", str(config), "--config", str(hostile)]) != 0
+        hostile.write_text(f"name: {payload}\n")
+        assert main(["benchmark", "run", str(hostile), "--folder", str(tmp_path / "suite")]) == 1
+
+
+@door("configuration")
+def test_a_class_of_another_kind_is_not_made_by_yaml(config: Path, tmp_path: Path, mark: Path) -> None:
+    """jsonargparse checks the type of a class before it calls it."""
+    touch = {"class_path": "pathlib.Path", "init_args": {"args": [str(mark)]}}
+    for key in ("model", "data"):
+        for spec in ({"class_path": "os.system", "init_args": {"command": f"touch '{mark}'"}}, touch):
+            (tmp_path / "hostile.yaml").write_text(yaml.safe_dump({key: spec}))
+            assert main_or_exit(["fit", "--config", str(config), "--config", str(tmp_path / "hostile.yaml")]) != 0
+            assert not mark.exists()
+
+
+def main_or_exit(arguments: list[str]) -> int:
+    """The exit status; jsonargparse leaves by SystemExit."""
+    try:
+        return main(arguments)
+    except SystemExit as left:
+        return int(left.code or 0)
+
+
+def hostile_run(folder: Path, mark: Path) -> Path:
+    """A folder of a run, each file of which is a payload."""
+    folder.mkdir()
+    python = f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [{json.dumps(str(mark))}]]"
+    for name in ("config.yaml", "hparams.yaml"):
+        (folder / name).write_text(f"model: {python}\n")
+    script = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    (folder / "metrics.csv").write_text("epoch,step,train/loss\n0,0,1.0\n0,1,0.5\n")
+    (folder / "run.json").write_text(json.dumps({script: script}))
+    side = {"text": script, "score": 0.5, "origin": script, "thing": script}
+    record = {"step": 0, "direction": script, "anchor": script, "positive": side, "negatives": [side]}
+    (folder / "negatives.jsonl").write_text(json.dumps(record) + "\n")
+    return folder
+
+
+@door("run", "output")
+def test_a_run_is_not_run(tmp_path: Path, mark: Path) -> None:
+    """Its settings are shown as text, and its page holds no script. What was in the page's place is not read."""
+    folder = hostile_run(tmp_path / "run", mark)
+    (tmp_path / "page.html").write_bytes(pickle.dumps(Pickled(mark)))
+    assert main(["report", str(folder), "--title", "<script>", "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "default-src 'none'" in page
+
+
+@door("run")
+def test_results_of_a_benchmark_are_not_run(tmp_path: Path, mark: Path, capsys) -> None:
+    for name in ("runs.parquet", "scores.parquet", "curves.parquet"):
+        (tmp_path / name).write_bytes(pickle.dumps(Pickled(mark)))
+    assert main(["benchmark", "report", str(tmp_path)]) == 1
+    assert main(["benchmark", "compare", str(tmp_path), str(tmp_path)]) == 1
+    schema = pa.schema([pa.field("x", pa.string(), metadata=pickled_type(mark))])
+    for name in ("runs.parquet", "scores.parquet", "curves.parquet"):
+        pq.write_table(pa.table({"x": ["a"]}, schema=schema), tmp_path / name)
+    assert main(["benchmark", "report", str(tmp_path)]) == 1
+    assert "was not written by `hardneg benchmark run`" in capsys.readouterr().err
+
+
+@door("output")
+def test_what_a_result_takes_the_place_of_is_not_read(table: MinedNegatives, tmp_path: Path, mark: Path) -> None:
+    for name in ("numbers.json", "page.html"):
+        (tmp_path / name).write_bytes(pickle.dumps(Pickled(mark)))
+    audit = ["audit", str(tmp_path / "mined.parquet"), "--json", str(tmp_path / "numbers.json")]
+    assert main([*audit, "--html", str(tmp_path / "page.html")]) == 0
+    json.loads((tmp_path / "numbers.json").read_text())
+    assert "<html" in (tmp_path / "page.html").read_text()

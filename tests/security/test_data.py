@@ -27,22 +27,14 @@ from hardneg.cli import main
 from hardneg.encoders import IRResNet, load_composed, load_images, load_signals
 from hardneg.encoders.tabular import load_tabular
 from hardneg.mining.inputs import load_array
+from miners.index import FaissIndex
 from miners.offline import MinedNegatives
 from miners.static_negatives import read_lists
 from miners.store import Store
-from tests.security.payloads import Pickled
+from tests.security.payloads import Pickled, pickled_type
 
 door = pytest.mark.door
 ROWS = {"_id": ["a", "b"], "text": ["one", "two"]}
-
-
-def pickled_type(mark: Path) -> pa.Schema:
-    """Columns whose type is a pickle, as Arrow's PyExtensionType once was unpickled by a mere look at the schema."""
-    about = {
-        "ARROW:extension:name": "arrow.py_extension_type",
-        "ARROW:extension:metadata": pickle.dumps(Pickled(mark)),
-    }
-    return pa.schema([pa.field(name, pa.string(), metadata=about) for name in ROWS])
 
 
 def save_dataset(folder: Path, schema: pa.Schema | None = None, **state: Any) -> Path:
@@ -75,7 +67,7 @@ def objects(file: Path, mark: Path) -> Path:
 
 @door("table", "data set")
 def test_a_type_of_a_column_is_not_unpickled(tmp_path: Path, mark: Path) -> None:
-    schema = pickled_type(mark)
+    schema = pa.schema([pa.field(name, pa.string(), metadata=pickled_type(mark)) for name in ROWS])
     pq.write_table(pa.table(ROWS, schema=schema), tmp_path / "table.parquet")
     for place in (tmp_path / "table.parquet", save_dataset(tmp_path / "saved", schema)):
         assert [fields["text"] for _, fields in read_records(place)] == ROWS["text"]
@@ -231,6 +223,19 @@ def test_a_store_is_not_unpickled(part: str, tmp_path: Path, mark: Path) -> None
     assert main([*made, "--features", str(folder)]) == 1
 
 
+@door("index")
+@pytest.mark.parametrize("part", ["vectors", "ids", "index"])
+def test_an_index_is_not_unpickled(part: str, tmp_path: Path, mark: Path) -> None:
+    folder = tmp_path / "index"
+    FaissIndex(Store(torch.eye(4)), "Flat").save(folder)
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        if (file.parent.name == "store") == (part != "index") and (part == "index" or file.name.startswith(part)):
+            file.write_bytes(pickle.dumps(Pickled(mark)))
+    with pytest.raises(Exception, match=r".") as raised:
+        FaissIndex.load(folder)
+    assert isinstance(raised.value, ValueError | OSError | RuntimeError)
+
+
 @door("cache")
 def test_a_cache_is_not_unpickled(tmp_path: Path, mark: Path, sample_folder: Path) -> None:
     mine = ["mine", str(sample_folder), "--encoder", "tests.security.payloads.Harmless", "--device", "cpu"]
@@ -243,7 +248,7 @@ def test_a_cache_is_not_unpickled(tmp_path: Path, mark: Path, sample_folder: Pat
     main([*mine, "--out", str(tmp_path / "second.parquet")])  # refused, or encoded again
 
 
-@door("weights")
+@door("checkpoint")
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights_are_not_unpickled(suffix: str, tmp_path: Path, mark: Path) -> None:
     file = tmp_path / f"weights{suffix}"
@@ -314,9 +319,9 @@ def test_a_folder_of_pictures_does_not_lead_out_and_ends(tmp_path: Path) -> None
 
 
 @door("archive")
-@pytest.mark.parametrize("name", ["../mark.png", "/{}/mark.png", "a/../../mark.png", "..\\mark.png", "link"])
-def test_an_archive_writes_and_links_nothing(name: str, tmp_path: Path) -> None:
-    member = zipfile.ZipInfo(name.format(tmp_path))
+@pytest.mark.parametrize("name", ["../{name}", "{path}", "a/../../{name}", "..\\{name}", "link"])
+def test_an_archive_writes_and_links_nothing(name: str, tmp_path: Path, mark: Path) -> None:
+    member = zipfile.ZipInfo(name.format(name=mark.name, path=mark))
     if name == "link":
         member.external_attr = 0o120777 << 16
     (tmp_path / "in").mkdir()
