@@ -121,8 +121,15 @@ class Items:
 
     @cached_property
     def unit_guide(self) -> Tensor:
-        """Guide vectors at length 1, in fp32 at least: a bf16 cosine turns near-ties into noise."""
-        return F.normalize(_wide(self._need("guide").detach()), dim=-1)
+        """Guide vectors at length 1, in fp32 at least: a bf16 cosine turns near-ties into noise.
+
+        In fp64 where the model computes in it: a store holds fp32, whose products depend on the shape of the batch.
+        """
+        guide = _wide(self._need("guide").detach())
+        return F.normalize(guide.double() if self._computes_in_double() else guide, dim=-1)
+
+    def _computes_in_double(self) -> bool:
+        return self.embeddings is not None and self.embeddings.dtype == torch.float64
 
     def _need(self, part: str) -> Tensor:
         value = getattr(self, part)
@@ -513,6 +520,8 @@ class NegativePool:
                     f"{b.shape[-1]}: they cannot be compared."
                 )
             dtype = torch.promote_types(a.dtype, b.dtype)  # a store holds float32, whatever the encoder computes in
+            if view == "unit" and b.dtype != dtype:  # norms in fp32 depend on the shape of the batch
+                b = F.normalize(right._need("embeddings").to(dtype), dim=-1)
             a, b = a.to(dtype), b.to(dtype)
             with torch.autocast(a.device.type, enabled=False):  # autocast would multiply in half precision
                 product = a @ b.T if b.ndim == 2 else torch.einsum("bd,bnd->bn", a, b)
