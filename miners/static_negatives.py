@@ -12,6 +12,7 @@ from torch import Tensor
 from miners.base import Draw, NegativeSource, TrainingTable
 from miners.draws import RowGenerator
 from miners.ragged import Ragged, pairs_in
+from miners.transaction import verified_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,6 +33,7 @@ class StaticNegatives(NegativeSource):
 
     Raises:
         FileNotFoundError: no such table.
+        Damaged: the table was changed or damaged since it was mined.
         ValueError: a table with other columns, or with names that the training set does not know.
 
     Source:
@@ -95,10 +97,11 @@ def read_lists(path: Path, query_names: Sequence[str], document_names: Sequence[
     """
     import pyarrow.parquet as pq  # base dependency, kept out of `import miners` for its time
 
-    columns = pq.read_schema(path).names
+    file = verified_table(path, "negatives", "mine again")
+    columns = pq.read_schema(file).names
     if not {"query_id", "doc_id"} <= set(columns):
         raise ValueError(f"'{path}' has columns {columns}; StaticNegatives wants query_id and doc_id.")
-    mined = pq.read_table(path, columns=["query_id", "doc_id"])
+    mined = pq.read_table(file, columns=["query_id", "doc_id"])
     mined = mined.filter(mined["doc_id"].is_valid())  # slots that mine(too_few="pad") marks as empty
     queries = _ids_of(mined["query_id"], query_names, path, "query_id")
     documents = _ids_of(mined["doc_id"], document_names, path, "doc_id")

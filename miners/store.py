@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from miners.transaction import Damaged, Manifest, Transaction, locked_folder, read_published, value_of
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
+logger = logging.getLogger(__name__)
+
 Vectors = Tensor | np.ndarray | str | os.PathLike[str]
 
-FORMAT = 1
+FORMAT, UNCHECKED = 2, 1  # what is written now; what was written before there were checksums
+MANIFEST = "store.json"
+REMEDY = "remove the folder and encode again"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SCAN_BYTES = 16 << 20  # the NaN scan reads blocks of this size, so that a memory-mapped file is never loaded whole
 
@@ -41,7 +46,7 @@ class Store:
 
     Raises:
         ValueError: vectors that are not (M, d) floats, hold NaN or infinity (the row is named), or do not match the
-            ids; ids that are negative or repeated (the id is named).
+            ids; ids that are negative, ids or names that are repeated (both rows are named).
     """
 
     def __init__(
@@ -120,23 +125,20 @@ class Store:
             yield self.ids[start : start + size], self.vectors[start : start + size].float()
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the store to a folder; a crash at any moment leaves the old contents or the new, never a mixture.
+        """Write the store to a folder; a crash at any moment leaves the old version or the new one, never a mixture.
 
-        The files are ``.npy`` without pickle, JSON, and Parquet for names. ``store.json`` names the others and is
-        replaced last.
+        The files are ``.npy`` without pickle, and Parquet for names. ``store.json`` lists them with their checksums and
+        is replaced last.
+
+        Raises:
+            InUse: another process writes a store to this folder.
+            OSError: no room, or the folder cannot be written; the store that was there is kept.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        token = secrets.token_hex(4)
-        files = {"vectors": f"vectors-{token}.npy", "ids": f"ids-{token}.npy"}
-        self._write_vectors(folder / files["vectors"])
-        np.save(folder / files["ids"], self.ids.numpy(), allow_pickle=False)
-        if self.names is not None:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
+        with locked_folder(folder, "choose another folder"):
+            self.write(Path(folder))
 
-            files["names"] = f"names-{token}.parquet"
-            pq.write_table(pa.table({"name": pa.array(self.names, pa.string())}), folder / files["names"])
+    def write(self, folder: Path) -> None:
+        """`save` for a caller that holds the lock of the folder."""
         record = {
             "format": FORMAT,
             "space": self.space,
@@ -144,44 +146,69 @@ class Store:
             "version": self.version,
             "dtype": str(self.vectors.dtype)[6:],
             "shape": list(self.vectors.shape),
-            "files": files,
         }
-        write_json(folder / "store.json", record)
-        for stale in folder.iterdir():
-            if stale.name.split("-")[0] in ("vectors", "ids", "names") and stale.name not in files.values():
-                stale.unlink()
+        with Transaction(folder / MANIFEST, record) as files:
+            self._write_vectors(files.path("vectors", ".npy"))
+            with open(files.path("ids", ".npy"), "wb") as file:
+                np.save(file, self.ids.numpy(), allow_pickle=False)
+            if self.names is not None:
+                import pyarrow as pa
+                import pyarrow.parquet as pq
+
+                with open(files.path("names", ".parquet"), "wb") as file:
+                    pq.write_table(pa.table({"name": pa.array(self.names, pa.string())}), file)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], mmap: bool = True) -> Store:
         """Read a saved store; with ``mmap`` the vectors stay on disk and are paged in as they are used.
 
+        Every file is compared with its checksum first: one pass over the vectors, about a second per gigabyte. A store
+        that was written before there were checksums is read, and the log says that it is unchecked.
+
         Raises:
             FileNotFoundError: the folder holds no finished store.
-            ValueError: a store of another format, or files that do not match their record.
+            Damaged: a file is missing, changed or damaged; a manifest that is not as `save` writes it.
+            ValueError: a store of a later format.
         """
         folder = Path(folder)
-        if not (folder / "store.json").exists():
-            raise FileNotFoundError(f"{folder} holds no store (store.json is missing).")
-        record = json.loads((folder / "store.json").read_text())
-        if record["format"] != FORMAT:
-            raise ValueError(f"{folder}: store format {record['format']}, this version reads {FORMAT}.")
-        files = record["files"]
-        array = np.load(folder / files["vectors"], mmap_mode="c" if mmap else None, allow_pickle=False)
+        if not (folder / MANIFEST).exists():
+            raise FileNotFoundError(f"{folder} holds no store ({MANIFEST} is missing).")
+        return read_published(folder / MANIFEST, REMEDY, lambda manifest: cls._read(manifest, mmap))
+
+    @classmethod
+    def _read(cls, manifest: Manifest, mmap: bool) -> Store:
+        folder, record = manifest.path.parent, manifest.record
+
+        def value(name: str, kind: type) -> Any:
+            return value_of(record, name, kind, manifest.path, REMEDY)
+
+        written = value("format", int)
+        if written > FORMAT or (written < FORMAT and manifest.checked):
+            raise ValueError(f"{folder}: store format {written}, this version reads up to {FORMAT}.")
+        if not manifest.checked:
+            if written != UNCHECKED:
+                raise Damaged(f"{manifest.path} has no checksum. {REMEDY[0].upper()}{REMEDY[1:]}.")
+            logger.warning("%s was written without checksums: read as it is, unchecked. Save it again.", folder)
+        dtype, shape = value("dtype", str), value("shape", list)
+        if dtype not in [str(each)[6:] for each in FLOATS]:
+            raise Damaged(f"{manifest.path}: 'dtype' is {dtype!r:.60}. {REMEDY[0].upper()}{REMEDY[1:]}.")
+        path = manifest.verified("vectors", REMEDY)
+        array = load_npy(path, mmap_mode="c" if mmap else None)
         vectors = torch.from_numpy(array)
-        if record["dtype"] == "bfloat16":
+        if dtype == "bfloat16" and array.dtype == np.int16:
             vectors = vectors.view(torch.bfloat16)
-        if list(vectors.shape) != record["shape"]:
-            raise ValueError(
-                f"{folder}: {files['vectors']} is {list(vectors.shape)}, its record says {record['shape']}."
+        if list(vectors.shape) != shape or str(vectors.dtype)[6:] != dtype:
+            raise Damaged(
+                f"{path} holds {list(vectors.shape)} {str(vectors.dtype)[6:]}, {MANIFEST} says {shape} {dtype}. "
+                f"{REMEDY[0].upper()}{REMEDY[1:]}."
             )
         names = None
-        if "names" in files:
-            import pyarrow.parquet as pq
-
-            names = pq.read_table(folder / files["names"])["name"].to_pylist()
-        ids = np.load(folder / files["ids"], allow_pickle=False)
-        counted = bool((ids == np.arange(len(ids))).all())
-        return cls(vectors, None if counted else ids, record["space"], record["key"], record["version"], names)
+        if "names" in manifest.files:
+            names = read_names(manifest.verified("names", REMEDY))
+        ids = load_npy(manifest.verified("ids", REMEDY))
+        counted = ids.ndim == 1 and bool((ids == np.arange(len(ids))).all())
+        ours = value("space", str), value("key", str), value("version", int)
+        return cls(vectors, None if counted and len(ids) == len(vectors) else ids, *ours, names)
 
     def _write_vectors(self, path: Path) -> None:
         """Write block by block, so that saving a memory-mapped store does not load it."""
@@ -200,8 +227,6 @@ class Store:
             for start in range(0, len(self), self._rows_per(SCAN_BYTES)):
                 block = self.vectors[start : start + self._rows_per(SCAN_BYTES)].cpu().contiguous()
                 file.write(block.view(dtype).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
 
     def _rows_per(self, size: int) -> int:
         return max(1, size // max(1, self.dim * self.vectors.element_size()))
@@ -216,6 +241,13 @@ class Store:
             raise ValueError(f"Store got {rows} vectors and {len(self.ids)} ids; each vector needs one id.")
         if self.names is not None and len(self.names) != rows:
             raise ValueError(f"Store got {rows} vectors and {len(self.names)} names; each vector needs one name.")
+        if self.names is not None and len(set(self.names)) < rows:
+            first: dict[str, int] = {}
+            row = next(row for row, name in enumerate(self.names) if first.setdefault(name, row) != row)
+            name = self.names[row]
+            raise ValueError(
+                f"Store got the name {name!r:.80} twice (rows {first[name]} and {row}); it must be unique."
+            )
         self.ids = self.ids.long()
         if self.counted or rows == 0:
             return
@@ -253,11 +285,7 @@ def open_vectors(vectors: Vectors) -> Tensor:
     origin = "vectors"
     if isinstance(vectors, (str, os.PathLike)):
         origin = os.fspath(vectors)
-        try:
-            # copy-on-write: torch wants a writable buffer, and a write could never reach the file
-            vectors = np.load(origin, mmap_mode="c", allow_pickle=False)
-        except ValueError as error:
-            raise ValueError(f"{origin} is no whole .npy array of numbers: {error}") from error
+        vectors = load_npy(Path(origin), mmap_mode="c")  # copy-on-write: a write could never reach the file
     if isinstance(vectors, np.ndarray):
         if vectors.dtype.kind != "f" or vectors.dtype.itemsize > 8:
             raise ValueError(f"{origin}: expected float16, float32 or float64 values, got {vectors.dtype}.")
@@ -276,15 +304,35 @@ def open_vectors(vectors: Vectors) -> Tensor:
     return vectors.detach()
 
 
-def write_json(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+def load_npy(path: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.ndarray:
+    """Read a ``.npy`` array of numbers; nothing in it is unpickled.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: not a whole array of numbers.
+    """
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{path} is no whole .npy array of numbers: {error!s:.200}") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is an archive of arrays; a single .npy array is needed.")
+    return array
+
+
+def read_names(path: Path) -> list[str]:
+    """Read the names of a store.
+
+    Raises:
+        Damaged: not a Parquet file with a column of names, none of them missing.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        column = pq.read_table(path, columns=["name"])["name"]
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise Damaged(f"{path} does not hold the names of a store ({error!s:.100}). {REMEDY.capitalize()}.") from error
+    if not pa.types.is_string(column.type) or column.null_count:
+        raise Damaged(f"{path} holds names that are missing or not text. {REMEDY.capitalize()}.")
+    return column.to_pylist()

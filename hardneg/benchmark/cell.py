@@ -26,7 +26,7 @@ from hardneg.callbacks import WriteStores
 from hardneg.cli import find_configs, make_loggers
 from hardneg.encoders.base import hash_weights
 from hardneg.lightning_cli import HardnegCLI
-from hardneg.report.evaluation import write_whole
+from miners.transaction import write_text
 
 RUN, SCORES, CURVES = "run.json", "scores.parquet", "curves.parquet"
 PREPARED, SPENT = "prepared", "spent.json"  # what chains begin with, below the shared folder of a run; its cost
@@ -164,7 +164,7 @@ def _begin(cell: Cell, phases: Sequence[Phase], meter: Meter, folder: Path, work
                 _run_phase(cell, phase, cli, spent, part, wandb)
                 if phase.command == "fit":
                     cli.model.save_pretrained(str(part / "model"))
-            write_whole(part / SPENT, json.dumps({"weights": weights, "meter": spent.state()}))
+            write_text(part / SPENT, json.dumps({"weights": weights, "meter": spent.state()}))
             os.rename(part, place)
     for name in ("model", "stores"):
         if (place / name).exists():
@@ -298,7 +298,7 @@ def _write(
     pq.write_table(_table(rows, ("key", "split", "measure", "query", "value"), pa.float64()), part / SCORES)
     points = [(key, p.name, p.step, p.seconds, p.samples, p.value) for p in meter.points]
     pq.write_table(_table(points, ("key", "name", "step", "seconds", "samples", "value"), pa.float64()), part / CURVES)
-    write_whole(part / RUN, json.dumps(record, indent=1, ensure_ascii=False))
+    write_text(part / RUN, json.dumps(record, indent=1, ensure_ascii=False))
 
 
 def _table(rows: list[Any], names: tuple[str, ...], number: Any) -> Any:

@@ -13,10 +13,10 @@ import numpy as np
 from hardneg.benchmark.compare import ALL, Compared, against_baseline, ranks, unlike_weights
 from hardneg.benchmark.suite import START
 from hardneg.benchmark.tables import Results, read_results
-from hardneg.report.evaluation import write_whole
 from hardneg.report.pictures import Line, Panel, Picture, colour, draw, sketch
 from hardneg.report.run import Curve
 from hardneg.report.words import run_colour, signed
+from miners.transaction import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +46,8 @@ def write_reports(folder: Path) -> tuple[Path, Path]:
     results = read_results(folder)
     compared = against_baseline(results)
     tables, words = all_tables(results, compared), lead(results, compared)
-    write_whole(folder / MARKDOWN, markdown(results, tables, words))
-    write_whole(folder / PAGE, page(results, tables, words))
+    write_text(folder / MARKDOWN, markdown(results, tables, words))
+    write_text(folder / PAGE, page(results, tables, words))
     return folder / MARKDOWN, folder / PAGE
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytorch_lightning as pl
+
+from miners.transaction import aside_of, explained, locked, publish_folder
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +38,14 @@ class SaveEncoder(pl.Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(self.folder or Path(run) / "model")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            fresh = workshop / folder.name  # under its own name: encoders may write it into their files
-            pl_module.save_pretrained(str(fresh))  # type: ignore[operator]
-            if folder.exists():
-                os.rename(folder, workshop / "before")
-            os.rename(fresh, folder)
-        finally:
-            shutil.rmtree(workshop, ignore_errors=True)
+        with locked(folder, "choose another folder"):
+            workshop = aside_of(folder)
+            try:
+                fresh = workshop / folder.name  # under its own name: encoders may write it into their files
+                with explained(folder):
+                    workshop.mkdir()
+                    pl_module.save_pretrained(str(fresh))  # type: ignore[operator]
+                publish_folder(fresh, folder)
+            finally:
+                shutil.rmtree(workshop, ignore_errors=True)
         log.info("wrote the encoder to %s", folder)

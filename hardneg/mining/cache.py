@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ from torch.nn.functional import normalize
 
 from hardneg.encoders.base import Encoder
 from hardneg.mining.workers import MakeEncoder, Workers
-from miners.offline.shards import explained
 from miners.offline.spool import write_chunks
-from miners.store import Store
+from miners.store import MANIFEST, Store
+from miners.transaction import Damaged, explained, locked, remove, write_file
 
 logger = logging.getLogger(__name__)
 
+DIGITS = 32  # of a chunk's checksum, in its name
 CHUNK = 1024  # inputs encoded between two writes: what a crash costs at most
 
 Seen = Callable[[int, Tensor], None]
@@ -85,12 +85,31 @@ class EmbeddingCache:
             vectors = torch.cat(parts) if parts else torch.zeros(0, encoder.dim)
             return Store(vectors, space=kind, key=weights, names=names)
         place = self.folder / digest([weights, kind, str(unit)], inputs)
-        if (place / "store.json").exists():
-            logger.info("%s: %d vectors read from the cache", kind, len(inputs))
-        else:
-            run.fill(place, self.processes)
-        store = Store.load(place)
+        store = self._kept(place, kind, len(inputs))
+        if store is None:
+            # another run may encode the same collection: its vectors are read when it has ended
+            with locked(place, "choose another --cache", wait=True, also=[run.parts_of(place).name]):
+                store = self._kept(place, kind, len(inputs))
+                if store is None:
+                    run.fill(place, self.processes)
+                    store = Store.load(place)
         store.names = names
+        return store
+
+    def _kept(self, place: Path, kind: str, count: int) -> Store | None:
+        """The vectors of an earlier run; None where there are none, or damaged ones, which are removed."""
+        if not (place / MANIFEST).exists():
+            return None
+        try:
+            store = Store.load(place)
+            if len(store) != count:
+                raise Damaged(f"{place} holds {len(store)} vectors, {count} are needed.")
+        except ValueError as error:
+            with locked(place, "choose another --cache", wait=True):
+                remove(place)
+            logger.warning("%s: cached vectors are damaged and are encoded again (%s)", kind, error)
+            return None
+        logger.info("%s: %d vectors read from the cache", kind, count)
         return store
 
 
@@ -107,24 +126,30 @@ class _Run:
     make: MakeEncoder | None
     seen: Seen | None
 
+    def parts_of(self, place: Path) -> Path:
+        """Where chunks are kept until the collection is whole; parts of another size are no parts of this run."""
+        return place.with_name(f"{place.name}.{CHUNK}.parts")
+
     def fill(self, place: Path, processes: int) -> None:
-        """Encode chunk by chunk into files, then write the store and remove them."""
-        parts = place.with_name(f"{place.name}.{CHUNK}.parts")  # parts of another size are no parts of this run
+        """Encode chunk by chunk into files, then write the store and remove them; the caller holds the lock."""
+        parts = self.parts_of(place)
         with explained(parts):
             parts.mkdir(parents=True, exist_ok=True)
+            for half in parts.glob(".*.part"):
+                half.unlink()
         for _ in self.chunks(processes, parts):
             pass
         with explained(place):
-            finished = (np.load(chunk_path(parts, at), allow_pickle=False) for at in self._starts())
+            finished = (read_chunk(parts, at, encoded_only=True) for at in self._starts())
             Store(write_chunks(finished, parts / "joined.npy"), space=self.kind, key=self.weights).save(place)
-        shutil.rmtree(parts)
+        remove(parts)
 
     def chunks(self, processes: int, parts: Path | None) -> Iterator[Tensor]:
         """The vectors of each chunk in order, read back where an earlier run has finished it."""
         from tqdm.auto import tqdm
 
         starts = self._starts()
-        todo = [at for at in starts if parts is None or not chunk_path(parts, at).exists()]
+        todo = [at for at in starts if parts is None or read_chunk(parts, at) is None]
         missing = set(todo)
         long = len(starts) > 1  # a single chunk has the encoder's own bar
         with (
@@ -135,10 +160,10 @@ class _Run:
                 if at in missing:
                     vectors = next(fresh)
                     if parts is not None:
-                        save(chunk_path(parts, at), vectors.numpy())
+                        write_chunk(parts, at, vectors.numpy())
                 else:
                     assert parts is not None
-                    vectors = torch.from_numpy(np.load(chunk_path(parts, at), allow_pickle=False))
+                    vectors = torch.from_numpy(read_chunk(parts, at, encoded_only=True))
                 if self.seen is not None:
                     self.seen(at, vectors)
                 bar.update(len(vectors))
@@ -165,9 +190,38 @@ class _Run:
         return normalize(vectors, dim=1) if self.unit else vectors
 
 
-def chunk_path(parts: Path, at: int) -> Path:
-    """Where the chunk that begins at a row is kept until the collection is whole."""
-    return parts / f"{at:012d}.npy"
+def read_chunk(parts: Path, at: int, encoded_only: bool = False) -> Any:
+    """Read a finished chunk; its name holds the checksum of its bytes.
+
+    Args:
+        parts: the folder of the chunks.
+        at: row that the chunk begins with.
+        encoded_only: a missing or damaged chunk is an error.
+
+    Returns:
+        (n, d) float32, or None where there is no such chunk or a damaged one, which is removed.
+
+    Raises:
+        Damaged: ``encoded_only``, and the chunk is missing or damaged.
+    """
+    for path in parts.glob(f"{at:012d}.*.npy"):
+        content = path.read_bytes()
+        if path.name == f"{at:012d}.{hashlib.sha256(content).hexdigest()[:DIGITS]}.npy":
+            return np.load(io.BytesIO(content), allow_pickle=False)
+        path.unlink()
+        logger.warning("%s is damaged: its inputs are encoded again", path)
+    if encoded_only:
+        raise Damaged(f"{parts}: the chunk of row {at} is missing or damaged. Run again: it is encoded again.")
+    return None
+
+
+def write_chunk(parts: Path, at: int, vectors: np.ndarray) -> None:
+    """Write a chunk whole or not at all, under a name with the checksum of its bytes."""
+    content = io.BytesIO()
+    np.save(content, vectors, allow_pickle=False)
+    digest = hashlib.sha256(content.getbuffer()).hexdigest()[:DIGITS]
+    with write_file(parts / f"{at:012d}.{digest}.npy") as file:
+        file.write(content.getbuffer())
 
 
 def plain(chunk: Any) -> Any:
@@ -192,15 +246,3 @@ def digest(words: Iterable[str], inputs: Sequence[Any]) -> str:
             raise TypeError(f"The embedding cache knows texts and arrays, not {type(one).__name__}. Use folder=None.")
         total.update(len(content).to_bytes(8, "little") + content)  # the length: "ab","c" is not "a","bc"
     return total.hexdigest()[:32]
-
-
-def save(path: Path, array: np.ndarray) -> None:
-    """Write an array whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with explained(path):
-        try:
-            with open(temporary, "wb") as file:
-                np.save(file, array, allow_pickle=False)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

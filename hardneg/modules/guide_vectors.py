@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -15,7 +13,8 @@ from torch import Tensor
 
 from hardneg.modules.gather import added
 from miners.base import process_count, process_rank
-from miners.store import Store, write_json
+from miners.store import Store
+from miners.transaction import aside_of, locked, publish_folder, write_json
 
 SPENT = "spent.json"
 
@@ -40,6 +39,7 @@ def kept_store(
 
     Raises:
         OSError: the folder cannot be written.
+        Damaged: the kept vectors were changed or damaged; the message names the file.
     """
     place = folder / f"{space}-{_name(fingerprint, ids, texts)}"
     there = torch.tensor(int((place / SPENT).exists()), device="cuda" if _on_gpu() else "cpu")
@@ -48,15 +48,12 @@ def kept_store(
     began = time.perf_counter()
     store = make()
     if process_rank() == 0:
-        part = folder / f".{place.name}.{secrets.token_hex(4)}"
-        store.save(part)
-        write_json(part / SPENT, {"seconds": time.perf_counter() - began})
-        try:
-            part.rename(place)
-        except OSError:  # another run was faster with the same vectors
-            if not (place / SPENT).exists():
-                raise
-            shutil.rmtree(part)
+        with locked(place, "choose another folder", wait=True):
+            if not (place / SPENT).exists():  # another run may have been faster with the same vectors
+                part = aside_of(place)
+                store.save(part)
+                write_json(part / SPENT, {"seconds": time.perf_counter() - began})
+                publish_folder(part, place)
     return store, 0.0
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hardneg.metrics.retrieval import RetrievalMeasures
+from miners.transaction import write_text
 
 FILE = "evaluation.json"
 TOP = 5
@@ -141,7 +141,7 @@ def save_evaluation(
     others = [other for other in read_evaluations(folder) if other.name != name]
     file.parent.mkdir(parents=True, exist_ok=True)
     record = {"evaluations": [asdict(each) for each in (*others, evaluation)]}
-    write_whole(file, json.dumps(record, ensure_ascii=False))
+    write_text(file, json.dumps(record, ensure_ascii=False))
     return file
 
 
@@ -167,13 +167,6 @@ def read_evaluations(folder: str | Path) -> list[Evaluation]:
         raise ValueError(
             f"{file}: not as hardneg.report.save_evaluation writes it ({what}). Remove the file and evaluate again."
         ) from None
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that nobody ever finds half of it."""
-    half = file.with_name(f".{file.name}.part")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, file)
 
 
 def _evaluation(record: Mapping[str, Any]) -> Evaluation:

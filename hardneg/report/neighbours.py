@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardneg.report.evaluation import write_whole
 from hardneg.report.page import make_environment
+from miners.transaction import write_text
 
 
 @dataclass(frozen=True)
@@ -65,5 +65,5 @@ def write_neighbours(
     ]
     divided = any(len(each.found) > voters for each in (*wrong, *right))
     template = make_environment().get_template("neighbours.html")
-    write_whole(file, template.render(groups=groups, voters=voters, divided=divided, title=title))
+    write_text(file, template.render(groups=groups, voters=voters, divided=divided, title=title))
     return file

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hardneg.report import measures
-from hardneg.report.evaluation import Evaluation, read_evaluations, write_whole
+from hardneg.report.evaluation import Evaluation, read_evaluations
 from hardneg.report.run import Record, Run, read_run, read_runs
 from hardneg.report.selection import MOST_NEGATIVES, base_of, early_and_late, moved, top_of
 from hardneg.report.thumbnails import FILE as THUMBNAILS
 from hardneg.report.thumbnails import Thumbnails, thumbnail_of
 from hardneg.report.words import Scale, count, duration, signed, spoken
+from miners.transaction import write_text
 
 HERE = Path(__file__).parent
 
@@ -45,7 +46,7 @@ def write_report(folder: str | Path, title: str | None = None, out: str | Path |
     page = render(runs, read_evaluations(folder), title or folder.resolve().name)
     file = Path(out) if out is not None else folder / "report.html"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, page)
+    write_text(file, page)
     return file
 
 
@@ -140,7 +141,7 @@ def save_thumbnails(folder: str | Path, data: Any) -> Path | None:
     if thumbnails == Thumbnails():
         return None
     file = Path(folder) / THUMBNAILS
-    write_whole(file, json.dumps(asdict(thumbnails)))
+    write_text(file, json.dumps(asdict(thumbnails)))
     return file
 
 

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from hardneg.report.evaluation import FILE as EVALUATIONS
-from hardneg.report.evaluation import Evaluation, read_evaluations, write_whole
+from hardneg.report.evaluation import Evaluation, read_evaluations
 from hardneg.report.thumbnails import Thumbnails, read_thumbnails
+from miners.transaction import write_text
 
 CURVES, NEGATIVES, FACTS = "metrics.csv", "negatives.jsonl", "run.json"
 SETTINGS = ("config.yaml", "hparams.yaml")  # the CLI's file, and a logger's
@@ -163,7 +164,7 @@ def read_records(file: Path) -> list[Record]:
 def write_facts(folder: str | Path, facts: Mapping[str, str]) -> None:
     """Leave short facts about a run for the head of its page: name -> text."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_whole(Path(folder) / FACTS, json.dumps(dict(facts), ensure_ascii=False, indent=1))
+    write_text(Path(folder) / FACTS, json.dumps(dict(facts), ensure_ascii=False, indent=1))
 
 
 def describe(module: Any, data: Any) -> dict[str, str]:

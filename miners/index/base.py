@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from miners.store import Store
+from miners.transaction import Damaged, Entry, Manifest, Transaction, inside, locked_folder, read_published, remove
+
+FORMAT = 2
+MANIFEST = "index.json"
+REMEDY = "remove the folder and build the index again"
+Found = TypeVar("Found")
 
 
 class Index(ABC):
@@ -76,3 +84,68 @@ class Index(ABC):
     @abstractmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "auto") -> Self:
         """Read a saved index back onto a device; documents stay memory-mapped."""
+
+
+def save_index(
+    folder: str | os.PathLike[str],
+    name: str,
+    store: Store,
+    settings: Mapping[str, Any] | None = None,
+    write: Callable[[Path], None] | None = None,
+) -> None:
+    """Write documents and index in one transaction; a crash at any moment leaves the old version or the new one.
+
+    Args:
+        folder: of the index.
+        name: of its class.
+        store: documents that are searched.
+        settings: plain values of the constructor.
+        write: writes the index itself to the path that it is given; None = the documents are all there is.
+
+    Raises:
+        InUse: another process writes to this folder.
+        OSError: no room, or the folder cannot be written; the index that was there is kept.
+    """
+    folder = Path(folder)
+    record = {"format": FORMAT, "class": name, "settings": dict(settings or {})}
+    with locked_folder(folder, "choose another folder"):
+        with Transaction(folder / MANIFEST, record) as files:
+            store.write(files.path("store"))
+            if write is not None:
+                write(files.path("index", ".faiss"))
+        if (folder / "store").is_dir():  # of a version that was written before there were checksums
+            remove(folder / "store")
+
+
+def load_index(folder: str | os.PathLike[str], name: str, read: Callable[[Manifest, Store], Found]) -> Found:
+    """Read what `save_index` wrote, or a folder from before there were checksums, and say that it is unchecked.
+
+    Args:
+        folder: of the index.
+        name: of the class that it must be of.
+        read: makes the index of the manifest and its store.
+
+    Raises:
+        FileNotFoundError: the folder holds no index.
+        Damaged: a file is missing, changed or damaged.
+        ValueError: an index of another class.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no index ({MANIFEST} is missing).")
+
+    def whole(manifest: Manifest) -> Found:
+        written = manifest.record.get("class")
+        if written != name:
+            raise ValueError(f"{folder} holds a {written!s:.60}, not a {name}.")
+        if manifest.checked:
+            store = manifest.verified("store", REMEDY)
+        elif manifest.record.get("format") is None:
+            store = path.with_name("store")
+            if "file" in manifest.record:
+                manifest.files["index"] = Entry(inside(path.parent, manifest.record["file"]))
+        else:
+            raise Damaged(f"{path} has no checksum. {REMEDY.capitalize()}.")
+        return read(manifest, Store.load(store))
+
+    return read_published(path, REMEDY, whole)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
-import secrets
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miners.index.base import Index
-from miners.store import Store, write_json
+from miners.index.base import REMEDY, Index, load_index, save_index
+from miners.store import Store
+from miners.transaction import NO_ROOM, Damaged, Manifest, value_of
 
 GPU_MOST_RESULTS = 2048  # faiss's GPU kernels keep no more results per query
 ADD_ROWS = 65536  # rows converted to float32 at a time while the index is filled
+SETTINGS = {"factory": str, "parameters": str, "train_rows": int, "seed": int}  # what is kept, and of which type
 TRAIN_ROWS = 262_144  # faiss's k-means uses at most 256 rows per centroid; this serves 1,024 of them
 
 MISSING = (
@@ -79,43 +80,53 @@ class FaissIndex(Index):
         return scores.masked_fill(missing, float("-inf")), ids
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write documents, FAISS index and settings; ``index.json`` is replaced last."""
-        faiss = import_faiss()
-        folder = Path(folder)
-        self.store.save(folder / "store")
-        file = f"index-{secrets.token_hex(4)}.faiss"
-        faiss.write_index(
-            faiss.index_gpu_to_cpu(self.faiss_index) if self.on_gpu else self.faiss_index, str(folder / file)
+        """Write documents, FAISS index and settings in one transaction."""
+        save_index(
+            folder, type(self).__name__, self.store, {name: getattr(self, name) for name in SETTINGS}, self._write
         )
-        settings = {
-            "factory": self.factory,
-            "parameters": self.parameters,
-            "train_rows": self.train_rows,
-            "seed": self.seed,
-        }
-        write_json(folder / "index.json", {"class": type(self).__name__, "file": file, "settings": settings})
-        for stale in folder.glob("index-*.faiss"):
-            if stale.name != file:
-                stale.unlink()
+
+    def _write(self, path: Path) -> None:
+        faiss = import_faiss()
+        cpu = faiss.index_gpu_to_cpu(self.faiss_index) if self.on_gpu else self.faiss_index
+        try:
+            faiss.write_index(cpu, str(path))
+        except RuntimeError as error:  # FAISS wraps a full disk
+            text = str(error)
+            number = next((one for one in NO_ROOM if os.strerror(one) in text), errno.EIO)
+            raise OSError(number, os.strerror(number), str(path)) from error
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "auto") -> Self:
-        """Read a saved index without training or filling it again."""
+        """Read a saved index without training or filling it again, after its checksums were compared.
+
+        Raises:
+            FileNotFoundError: the folder holds no index.
+            Damaged: a file is missing, changed or damaged, or the index does not fit its documents.
+            ValueError: an index of another class, or settings that are no plain values.
+        """
+        return load_index(folder, cls.__name__, lambda manifest, store: cls._read(manifest, store, device))
+
+    @classmethod
+    def _read(cls, manifest: Manifest, store: Store, device: str) -> Self:
         faiss = import_faiss()
-        folder = Path(folder)
-        record = json.loads((folder / "index.json").read_text())
-        if record["class"] != cls.__name__:
-            raise ValueError(f"{folder} holds a {record['class']}, not a {cls.__name__}.")
+        settings = value_of(manifest.record, "settings", dict, manifest.path, REMEDY)
+        if settings.keys() != SETTINGS.keys():
+            raise Damaged(f"{manifest.path}: its settings are {sorted(settings)!s:.200}. {REMEDY.capitalize()}.")
         loaded = cls.__new__(cls)
-        Index.__init__(loaded, Store.load(folder / "store"), device)
-        for name, value in record["settings"].items():
-            setattr(loaded, name, value)
-        loaded._place(faiss.read_index(str(folder / record["file"])))
-        if loaded.faiss_index.ntotal != len(loaded.store):
-            raise ValueError(
-                f"{folder}: the index holds {loaded.faiss_index.ntotal} vectors, its store {len(loaded.store)}; "
-                "one of the two was replaced. Build the index again."
+        Index.__init__(loaded, store, device)
+        for name, kind in SETTINGS.items():
+            setattr(loaded, name, value_of(settings, name, kind, manifest.path, REMEDY))
+        path = manifest.verified("index", REMEDY)
+        try:
+            index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise Damaged(f"{path}: FAISS cannot read it: {reason(error)} {REMEDY.capitalize()}.") from error
+        if index.ntotal != len(store) or index.d != store.dim:
+            raise Damaged(
+                f"{path} holds {index.ntotal} vectors of {index.d} dims, its store {len(store)} of {store.dim}; "
+                f"one of the two was replaced. {REMEDY.capitalize()}."
             )
+        loaded._place(index)
         return loaded
 
     def _place(self, cpu: Any) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from miners.index.base import Index
+from miners.index.base import FORMAT, MANIFEST, REMEDY, Index
 from miners.index.build import build_index
-from miners.store import Store, write_json
+from miners.store import Store
+from miners.transaction import Transaction, locked_folder, read_manifest, value_of
 
 
 class ShardedIndex(Index):
@@ -76,24 +77,65 @@ class ShardedIndex(Index):
         return scores[:, :k], ids.gather(1, order[:, :k])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write this process's shard to its own folder inside ``folder``; every process calls it."""
+        """Write every process's shard and publish them together; every process calls it.
+
+        Raises:
+            InUse: another run writes to this folder.
+            OSError: no room, or the folder cannot be written; the version that was there is kept.
+        """
         folder = Path(folder)
-        self.shard.save(folder / f"shard-{self.process_rank}")
-        if self.process_rank == 0:
-            write_json(folder / "index.json", {"class": type(self).__name__, "spec": self.spec, "world": self.world})
-        dist.barrier()
+        first = self.process_rank == 0
+        with locked_folder(folder, "choose another folder") if first else nullcontext():
+            record = {"format": FORMAT, "class": type(self).__name__, "spec": self.spec, "world": self.world}
+            files = Transaction(folder / MANIFEST, record)
+            files.token = self._agreed(files.token)
+            try:
+                failed = None
+                self.store.write(files.path(f"shard{self.process_rank}"))
+            except OSError as error:  # the others must not wait for a process that has stopped
+                failed = error
+            whole = all(int(one) for one in self._gather(torch.tensor([failed is None], device=self._wire).long()))
+            if whole and first:
+                for rank in range(self.world):
+                    files.path(f"shard{rank}")
+                files.commit()
+            dist.barrier()
+            if not whole:
+                files.undo()
+            if failed is not None:
+                raise failed
+            if not whole:
+                raise OSError(f"{folder}: another process could not write its shard; the index is not saved.")
+
+    def _agreed(self, token: str) -> str:
+        """The first process's token, in every process."""
+        value = torch.tensor([int(token, 16)], device=self._wire)
+        return f"{int(self._gather(value)[0]):08x}"
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "auto") -> Self:
-        """Read back; needs as many processes as wrote it."""
-        folder = Path(folder)
-        record = json.loads((folder / "index.json").read_text())
-        if record["class"] != cls.__name__:
-            raise ValueError(f"{folder} holds a {record['class']}, not a {cls.__name__}.")
+        """Read back; needs as many processes as wrote it.
+
+        Raises:
+            FileNotFoundError: the folder holds no index.
+            Damaged: a file is missing, changed or damaged.
+            ValueError: an index of another class, or another number of shards than processes.
+        """
+        path = Path(folder) / MANIFEST
+        if not path.exists():
+            raise FileNotFoundError(f"{folder} holds no index ({MANIFEST} is missing).")
+        manifest = read_manifest(path, REMEDY)
+        if manifest.record.get("class") != cls.__name__:
+            raise ValueError(f"{folder} holds a {manifest.record.get('class')!s:.60}, not a {cls.__name__}.")
         world = dist.get_world_size()
-        if record["world"] != world:
-            raise ValueError(f"{folder} holds {record['world']} shards, {world} processes read it; use as many.")
-        return cls(Store.load(folder / f"shard-{dist.get_rank()}" / "store"), record["spec"], device)
+        if (written := value_of(manifest.record, "world", int, path, REMEDY)) != world:
+            raise ValueError(f"{folder} holds {written} shards, {world} processes read it; use as many.")
+        spec = value_of(manifest.record, "spec", str, path, REMEDY)
+        if manifest.checked:
+            store = manifest.verified(f"shard{dist.get_rank()}", REMEDY)
+        else:  # of a version that was written before there were checksums
+            store = path.parent / f"shard-{dist.get_rank()}" / "store"
+        return cls(Store.load(store), spec, device)
 
     def _gather(self, values: Tensor) -> list[Tensor]:
         """The same tensor of every process, in the order of processes."""

@@ -13,18 +13,16 @@ again in float32 and, should thousands of documents tie, exhaustively.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from miners.index.base import Index
-from miners.store import Store, write_json
+from miners.index.base import Index, load_index, save_index
+from miners.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -230,16 +228,12 @@ class TorchIndex(Index):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the documents; the index itself has nothing more to keep."""
-        self.store.save(Path(folder) / "store")
-        write_json(Path(folder) / "index.json", {"class": type(self).__name__})
+        save_index(folder, type(self).__name__, self.store)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "auto") -> Self:
-        """Read the documents back, memory-mapped."""
-        record = json.loads((Path(folder) / "index.json").read_text())
-        if record["class"] != cls.__name__:
-            raise ValueError(f"{folder} holds a {record['class']}, not a {cls.__name__}.")
-        return cls(Store.load(Path(folder) / "store"), device)
+        """Read the documents back, memory-mapped, after their checksums were compared."""
+        return load_index(folder, cls.__name__, lambda _, store: cls(store, device))
 
 
 def norm_bound(vectors: Tensor) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from miners.transaction import write_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -164,15 +164,8 @@ def to_jsonl(mined: MinedNegatives, path: Path, layout: str, queries: Items | No
     makers = {"flagembedding": flagembedding, "tevatron": tevatron, "nemo": nemo}
     if layout not in makers:
         raise ValueError(f"to_jsonl(layout={layout!r}): one of {', '.join(map(repr, makers))}.")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(makers[layout](mined, queries, corpus))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with write_file(path, "w") as file:
+        file.writelines(makers[layout](mined, queries, corpus))
 
 
 def by_query(mined: MinedNegatives, queries: Items | None, corpus: Items | None) -> Iterator[Mapping[str, Any]]:

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -88,11 +89,16 @@ def mine(
     Raises:
         ValueError: vectors that do not fit each other, positives that are not in the corpus, queries without
             positives, settings that contradict each other, or inputs that changed since the run that is resumed.
+        InUse: another run writes to ``out``.
         OSError: the disk is full or ``out`` cannot be written; finished shards are kept.
     """
     sampling = Top() if sampling is None else sampling
     shards = None if out is None else Shards(out)
-    with spool(queries, "query", shards) as query_store, spool(corpus, "document", shards) as corpus_store:
+    with (
+        shards or nullcontext(),
+        spool(queries, "query", shards) as query_store,
+        spool(corpus, "document", shards) as corpus_store,
+    ):
         lists = positives_by_row(known, query_store, corpus_store)
         chosen = list(sources) if sources is not None else [Dense(index)]
         counts = quotas(chosen, num_negatives)
@@ -125,7 +131,7 @@ def mine(
             }
             shards.open(record | {"fingerprints": fingerprints}, resume)
         starts = range(0, len(query_store), chunk)
-        todo = [start for start in starts if shards is None or not shards.has(start // chunk)]
+        todo = [start for start in starts if shards is None or shards.path(start // chunk) is None]
         report = reporter(progress, len(query_store), (len(starts) - len(todo)) * chunk)
         if todo:
             for source in chosen:

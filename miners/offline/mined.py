@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,13 +16,18 @@ from torch import Tensor
 from miners.offline.candidates import Candidates, reduce_lists
 from miners.ragged import Ragged
 from miners.store import Store
+from miners.transaction import Damaged, Manifest, Transaction, locked, manifest_of, read_published
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from miners.offline.filters import Filter
 
+logger = logging.getLogger(__name__)
+
 METADATA = b"hardneg"
+FORMAT = 2
+REMEDY = "remove it and its manifest, and mine again"
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 DROPPED = "dropped_"
 
@@ -64,31 +69,127 @@ class MinedNegatives:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MinedNegatives:
-        """Read a table that `to_parquet` or ``mine(out=...)`` wrote.
+        """Read a table that `to_parquet` or ``mine(out=...)`` wrote; its checksums are compared first.
+
+        A table without a manifest beside it (written before there were checksums, or copied without it) is read, and
+        the log says that it is unchecked.
 
         Raises:
             FileNotFoundError: the file, or its table of queries beside it, is missing.
+            Damaged: a file was changed or damaged, or the two tables do not belong together.
             ValueError: a Parquet file that this library did not write.
         """
-        import pyarrow.parquet as pq
-
         path = Path(path)
+        if manifest_of(path).exists():
+            return read_published(manifest_of(path), REMEDY, lambda manifest: cls._read_checked(path, manifest))
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist.")
-        table = pq.read_table(path)
-        if METADATA not in (table.schema.metadata or {}):
+        mined = cls._read(path, path, beside(path))
+        logger.warning("%s has no manifest beside it: read as it is, unchecked.", path)
+        return mined
+
+    @classmethod
+    def _read_checked(cls, path: Path, manifest: Manifest) -> MinedNegatives:
+        names = {role: entry.path.name for role, entry in manifest.files.items()}
+        if names != {"negatives": path.name, "queries": beside(path).name}:
+            raise Damaged(
+                f"{manifest.path} belongs to other tables than {path}. Remove it to read the table unchecked."
+            )
+        return cls._read(path, manifest.verified("negatives", REMEDY), manifest.verified("queries", REMEDY))
+
+    @classmethod
+    def _read(cls, path: Path, negatives: Path, queries: Path) -> MinedNegatives:
+        """Read both tables from where they are now.
+
+        Args:
+            path: what the caller asked for; named in messages.
+            negatives, queries: where the tables are.
+        """
+        table = read_parquet(negatives)
+        metadata = (table.schema.metadata or {}).get(METADATA)
+        if metadata is None:
             raise ValueError(f"{path} is no table of mined negatives: its metadata has no {METADATA.decode()!r}.")
-        if not beside(path).exists():
-            raise FileNotFoundError(f"{beside(path)} is missing; it belongs to {path}.")
-        metadata = json.loads(table.schema.metadata[METADATA])
-        return cls(
-            table.replace_schema_metadata(None), pq.read_table(beside(path)).replace_schema_metadata(None), metadata
-        )
+        if not queries.exists():
+            raise FileNotFoundError(f"{queries} is missing; it belongs to {path}.")
+        by_query = read_parquet(queries)
+        if (by_query.schema.metadata or {}).get(METADATA) != metadata:
+            raise Damaged(f"{path} and {queries.name} come from two runs with other settings. Mine again.")
+        mined = cls(table.replace_schema_metadata(None), by_query.replace_schema_metadata(None), plain(metadata, path))
+        mined.check(path)
+        return mined
+
+    def check(self, path: Path) -> None:
+        """Compare the two tables with each other.
+
+        Raises:
+            Damaged: columns are missing or of another type, a query of the negatives is not among the queries, or
+                there are other numbers of negatives than the queries say.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        def broken(what: str) -> Damaged:
+            return Damaged(f"{path}: {what}; this is no whole table of mined negatives. Mine again.")
+
+        kinds: dict[str, Callable[[pa.DataType], bool]] = {
+            "query_id": is_id,
+            "doc_id": is_id,
+            "rank": pa.types.is_integer,
+            **dict.fromkeys(("score", "positive_score", "guide_score", "rescore"), pa.types.is_floating),
+            **dict.fromkeys(("source", "relaxed"), pa.types.is_string),
+        }
+        of_query = {
+            "query_id": is_id,
+            "found": pa.types.is_integer,
+            "positive_ids": is_list,
+            "positive_scores": is_list,
+        }
+        for table, wanted in ((self.table, kinds), (self.queries, of_query)):
+            for name, right in wanted.items():
+                if name not in table.column_names:
+                    raise broken(f"it has no column {name!r}")
+                if not right(table.schema.field(name).type):
+                    raise broken(f"column {name!r} is of type {table.schema.field(name).type}")
+        if self.table.schema.field("query_id").type != self.queries.schema.field("query_id").type:
+            raise broken("the ids of queries are of two types")
+        settings = self.metadata.get("settings")
+        if not isinstance(settings, dict) or not isinstance(settings.get("num_negatives"), int):
+            raise broken("its metadata has no settings with a number of negatives")
+        if not isinstance(self.metadata.get("inputs"), dict) or not isinstance(
+            self.metadata["inputs"].get("model"), dict
+        ):
+            raise broken("its metadata does not say what it was made from")
+        owner = pc.index_in(self.table["query_id"], value_set=self.queries["query_id"].combine_chunks())
+        if owner.null_count:
+            row = int(pc.index(pc.is_null(owner), True).as_py())
+            raise broken(f"row {row} is of query {self.table['query_id'][row]}, which its table of queries lacks")
+        if pc.count_distinct(self.queries["query_id"]).as_py() != len(self.queries):
+            raise broken("a query is listed twice")
+        real = owner.filter(self.table["doc_id"].is_valid()).to_numpy()
+        counted = np.bincount(real, minlength=len(self.queries)) if len(self.queries) else np.zeros(0, int)
+        if (wrong := np.flatnonzero(counted != self.queries["found"].to_numpy())).size:
+            row = int(wrong[0])
+            raise broken(
+                f"query {self.queries['query_id'][row]} has {counted[row]} negatives, its table of queries says "
+                f"{self.queries['found'][row]}"
+            )
+        for name in ("score", "positive_score", "guide_score", "rescore"):
+            finite = pc.is_finite(self.table[name].drop_null())
+            if len(finite) and not pc.all(finite).as_py():
+                row = int(pc.index(pc.is_finite(pc.fill_null(self.table[name], 0.0)), False).as_py())
+                raise broken(f"{name} of row {row} is {self.table[name][row]}")
+        if len(self.table) and (pc.min(self.table["rank"]).as_py() or 1) < 1:
+            raise broken("a rank is below 1")
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
-        """Write both tables; the one of negatives last, so that when it is there all is there."""
-        write_table(described(self.queries, self.metadata), beside(Path(path)))
-        write_table(described(self.table, self.metadata), Path(path))
+        """Write both tables and their manifest in one transaction.
+
+        Raises:
+            InUse: another run writes to this path.
+            OSError: no room, or the place cannot be written; the table that was there is kept.
+        """
+        with locked(path, "choose another path", also=beside_names(Path(path))):
+            write_both(Path(path), self.metadata, self.table.schema, [self.table], self.queries.schema, [self.queries])
 
     @property
     def positives(self) -> tuple[np.ndarray, np.ndarray, pa.Array]:
@@ -307,35 +408,83 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}.queries{path.suffix}")
 
 
-def described(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
-    """Put the metadata into the table's schema."""
-    return table.replace_schema_metadata({METADATA: json.dumps(metadata, sort_keys=True).encode()})
+def beside_names(path: Path) -> list[str]:
+    """Names of the files that are written with a table, beside it."""
+    return [beside(path).name, manifest_of(path).name]
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write Parquet so that it is there whole or not at all."""
-    _write([table], table.schema, path)
+def write_both(
+    path: Path,
+    metadata: Mapping[str, Any],
+    schema: pa.Schema,
+    negatives: Iterable[pa.Table],
+    query_schema: pa.Schema,
+    queries: Iterable[pa.Table],
+) -> None:
+    """Write both tables, part by part, and publish them with a manifest; the caller holds the lock.
+
+    Args:
+        path: of the table of negatives.
+        metadata: kept in both.
+        schema, query_schema: of the two tables.
+        negatives, queries: their parts, one in memory at a time.
+    """
+    kept = {METADATA: json.dumps(metadata, sort_keys=True).encode()}
+    with Transaction(manifest_of(path), {"format": FORMAT}) as files:
+        write_parts(files.named("queries", beside(path).name), query_schema.with_metadata(kept), queries)
+        write_parts(files.named("negatives", path.name), schema.with_metadata(kept), negatives)
 
 
-def write_joined(paths: Sequence[Path], path: Path, metadata: Mapping[str, Any]) -> None:
-    """Join Parquet files into one, a file in memory at a time."""
+def write_parts(path: Path, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
+    """Write the parts of a table to a Parquet file."""
     import pyarrow.parquet as pq
 
-    schema = pq.read_schema(paths[0]).with_metadata({METADATA: json.dumps(metadata, sort_keys=True).encode()})
-    _write((pq.read_table(part) for part in paths), schema, path)
+    with open(path, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(part)
 
 
-def _write(tables: Any, schema: pa.Schema, path: Path) -> None:
+def read_parquet(path: Path) -> pa.Table:
+    """Read a Parquet file.
+
+    Raises:
+        ValueError: it is not one, or a damaged one.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with open(temporary, "wb") as file:
-            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-                for table in tables:
-                    writer.write_table(table)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return pq.read_table(path)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a whole Parquet file: {error!s:.200}") from error
+
+
+def plain(metadata: bytes, path: Path) -> dict[str, Any]:
+    """The metadata of a table: a mapping of plain values.
+
+    Raises:
+        Damaged: no JSON, or no mapping.
+    """
+    try:
+        found = json.loads(metadata)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path}: its metadata is no JSON ({error!s:.80}). Mine again.") from None
+    if not isinstance(found, dict):
+        raise Damaged(f"{path}: its metadata is no mapping. Mine again.")
+    return found
+
+
+def is_id(kind: pa.DataType) -> bool:
+    """Whether ids may be of this type: text where stores have names, else whole numbers."""
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_integer(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists."""
+    import pyarrow as pa
+
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)

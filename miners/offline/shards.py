@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import json
+import logging
 import os
-import shutil
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from miners.offline.mined import MinedNegatives, beside, write_joined, write_table
-from miners.store import write_json
+from miners.offline.mined import MinedNegatives, beside_names, write_both
+from miners.transaction import checksum, explained, locked, remove, write_file, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+logger = logging.getLogger(__name__)
+
 PLAN = "plan.json"
+DIGITS = 32  # of a part's checksum, in its name
 
 
 class Shards:
-    """The folder ``<out>.parts`` beside the table that is being made.
+    """The folder ``<out>.parts`` beside the table that is being made; holds the lock of ``out`` while it is open.
 
-    A run that is killed at any moment leaves finished shards and perhaps a hidden temporary file. The next run with the
-    same plan skips the finished ones; the joined table is the same byte for byte.
+    A run that is killed at any moment leaves finished shards and perhaps hidden temporary files. The next run with the
+    same plan skips the finished ones; the joined table is the same byte for byte. A shard's files carry a checksum in
+    their names: one that was damaged is made again, and the log says so.
 
     Args:
         out: path of the Parquet file that the run will write.
+
+    Raises:
+        InUse: another run writes to ``out``.
+        OSError: the place cannot be written.
     """
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
         self.out = Path(out)
         self.folder = self.out.with_name(self.out.name + ".parts")
+
+    def __enter__(self) -> Self:
+        self._lock = ExitStack()
+        names = [*beside_names(self.out), self.folder.name]
+        self._lock.enter_context(locked(self.out, "choose another out", also=names))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.close()
 
     def make_folder(self) -> Path:
         """Create the folder, or say why it cannot be."""
@@ -49,8 +67,7 @@ class Shards:
         self.plan = json.loads(json.dumps(plan, sort_keys=True))
         path = self.folder / PLAN
         if path.exists() and resume:
-            before = json.loads(path.read_text())
-            if changed := sorted(differences(before, self.plan)):
+            if changed := sorted(differences(self._earlier(path), self.plan)):
                 raise ValueError(
                     f"mine(out={str(self.out)!r}): a run with other inputs or settings was interrupted here; changed: "
                     f"{', '.join(changed)}. Finish that run, choose another out, or start anew with resume=False."
@@ -60,32 +77,73 @@ class Shards:
                 part.unlink()
         self.make_folder()
         with explained(path):
+            for half in self.folder.glob(".*.part"):
+                half.unlink()
             write_json(path, self.plan)
 
-    def path(self, number: int) -> Path:
-        """Path of a shard's table of negatives; its table of queries stands beside it."""
-        return self.folder / f"{number:06d}.parquet"
+    def _earlier(self, path: Path) -> dict[str, Any]:
+        """The plan of the run that was interrupted here."""
+        try:
+            plan = json.loads(path.read_bytes())
+            if isinstance(plan, dict):
+                return plan
+        except ValueError:
+            pass
+        raise ValueError(
+            f"{path} is damaged, so the interrupted run cannot go on. Start anew with resume=False (--no-resume)."
+        )
 
-    def has(self, number: int) -> bool:
-        """Whether a shard is finished: the negatives are written last."""
-        return self.path(number).exists()
+    def path(self, number: int) -> Path | None:
+        """Path of a finished shard's table of negatives, its table of queries beside it; None where there is none.
+
+        Both are compared with their checksums; a damaged shard is removed.
+        """
+        found: dict[str, list[Path]] = {"": [], ".queries": []}
+        for part in self.folder.glob(f"{number:06d}.*"):
+            if match := re.fullmatch(rf"\d+\.([0-9a-f]{{{DIGITS}}})((?:\.queries)?)\.parquet", part.name):
+                if checksum(part)[:DIGITS] == match.group(1):
+                    found[match.group(2)].append(part)
+                    continue
+                logger.warning("%s is damaged: its chunk of queries is mined again", part)
+            part.unlink()
+        if len(found[""]) == len(found[".queries"]) == 1:
+            return found[""][0]
+        for part in (*found[""], *found[".queries"]):  # half of a shard, of a run that was killed
+            part.unlink()
+        return None
 
     def write(self, number: int, tables: tuple[pa.Table, pa.Table]) -> None:
-        """Write one shard so that it is there whole or not at all."""
-        negatives, queries = tables
-        path = self.path(number)
-        with explained(path):
-            write_table(queries, beside(path))
-            write_table(negatives, path)
+        """Write one shard: its queries, then its negatives, each whole or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for table, kind in zip(reversed(tables), (".queries", ""), strict=True):
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink, compression="zstd")
+            content = sink.getvalue()
+            digest = hashlib.sha256(content).hexdigest()[:DIGITS]
+            with write_file(self.folder / f"{number:06d}.{digest}{kind}.parquet") as file:
+                file.write(content)
 
     def finish(self, count: int) -> MinedNegatives:
         """Join the shards, one in memory at a time, and remove them."""
+        import pyarrow.parquet as pq
+
         paths = [self.path(number) for number in range(count)]
+        if missing := [number for number, path in enumerate(paths) if path is None]:
+            raise ValueError(f"{self.folder}: shard {missing[0]} is missing or damaged. Run again: it is made again.")
+        negatives = [path for path in paths if path is not None]
+        queries = [next(path.parent.glob(f"{path.name[:6]}.*.queries.parquet")) for path in negatives]
         record = {key: value for key, value in self.plan.items() if key != "fingerprints"}
-        with explained(self.out):
-            write_joined([beside(path) for path in paths], beside(self.out), record)
-            write_joined(paths, self.out, record)
-        shutil.rmtree(self.folder)
+        write_both(
+            self.out,
+            record,
+            pq.read_schema(negatives[0]),
+            map(pq.read_table, negatives),
+            pq.read_schema(queries[0]),
+            map(pq.read_table, queries),
+        )
+        remove(self.folder)
         return MinedNegatives.load(self.out)
 
 
@@ -96,16 +154,3 @@ def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
             yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
     elif before != now:
         yield path
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Say in one sentence what went wrong on the disk and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            advice = "no room on the disk. What is finished is kept: make room and run again to go on"
-        else:
-            advice = "cannot be written there. Choose another place, or change the permissions"
-        raise OSError(error.errno, f"{path}: {advice} ({error.strerror or error}).") from error

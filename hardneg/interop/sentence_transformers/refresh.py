@@ -20,6 +20,7 @@ from hardneg.interop.sentence_transformers.chain import ChainLoss
 from hardneg.modules.gather import joined
 from miners.base import process_count, process_rank
 from miners.store import Store
+from miners.transaction import write_file
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,8 @@ class RefreshNegatives(TrainerCallback):
                 "vectors": self._vectors,
                 "made_at": self._made_at,
             }
-            torch.save(kept, folder / STATE_FILE)
+            with write_file(folder / STATE_FILE) as file:
+                torch.save(kept, file)
 
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         path = _checkpoint(args, state) / STATE_FILE

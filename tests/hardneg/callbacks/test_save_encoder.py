@@ -22,7 +22,7 @@ def test_the_folder_loads_and_gives_the_trained_vectors(fit: Callable[..., pl.Tr
     assert torch.equal(loaded, trained)
     assert torch.equal(TextEncoder(str(folder)).embed(texts, "document"), trained)
     assert "model: model\n" in (folder / "hardneg.yaml").read_text()  # no trace of the folder it was written in
-    assert [file.name for file in folder.parent.iterdir() if file.name.startswith(".")] == []
+    assert [file.name for file in folder.parent.iterdir() if file.name.startswith(".")] == [".model.lock"]
 
 
 def test_takes_the_place_of_an_older_one(fit: Callable[..., pl.Trainer], tmp_path: Path) -> None:

@@ -242,21 +242,21 @@ def test_broken_vectors_end_in_one_sentence_and_leave_nothing(tmp_path) -> None:
 
 def test_a_full_disk_while_encoding_is_told_and_the_next_run_goes_on(tmp_path, monkeypatch) -> None:
     import hardneg.mining.cache as module
+    from miners import transaction
 
     monkeypatch.setattr(module, "CHUNK", 2)
-    texts, save, written = [f"text {number}" for number in range(7)], np.save, []
+    texts, synced, sync = [f"text {number}" for number in range(7)], [], transaction.sync
 
-    def full(file, array, **how):  # type: ignore[no-untyped-def]
-        if len(written) == 2:
-            file.write(b"half")
+    def full(descriptor: int) -> None:
+        if len(synced) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(array)
-        save(file, array, **how)
+        synced.append(descriptor)
+        sync(descriptor)
 
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match=r"000000000004\.npy: no room on the disk\. What is finished is kept"):
+    monkeypatch.setattr(transaction, "sync", full)
+    with pytest.raises(OSError, match=r"000000000004\.[0-9a-f]+\.npy: no room on the disk\. What is finished is kept"):
         EmbeddingCache(tmp_path).encode(Flattened(), texts, "document")
-    monkeypatch.setattr(np, "save", save)
+    monkeypatch.setattr(transaction, "sync", sync)
     encoder = Flattened()
     store = EmbeddingCache(tmp_path).encode(encoder, texts, "document")
     assert encoder.calls == 2

@@ -83,10 +83,12 @@ class IndexContract:
     def test_another_class_is_not_loaded(self, tmp_path) -> None:
         index = self.make(random_store())
         index.save(tmp_path)
-        record = (tmp_path / "index.json").read_text()
-        (tmp_path / "index.json").write_text(record.replace(type(index).__name__, "OtherIndex"))
-        with pytest.raises(ValueError, match="holds a OtherIndex"):
-            type(index).load(tmp_path)
+
+        class OtherIndex(type(index)):  # type: ignore[misc]
+            pass
+
+        with pytest.raises(ValueError, match=f"holds a {type(index).__name__}"):
+            OtherIndex.load(tmp_path)
 
 
 class TestTorchIndex(IndexContract):

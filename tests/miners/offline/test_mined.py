@@ -24,6 +24,7 @@ from miners.offline import (
     mine,
 )
 from miners.store import Store
+from miners.transaction import Damaged
 
 TEXTS = [f"document {number}" for number in range(120)]
 ASKED = [f"query {number}" for number in range(25)]
@@ -165,7 +166,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path) -> None:
     assert back.queries.equals(mined.queries)
     assert back.metadata == json.loads(json.dumps(mined.metadata))
     (tmp_path / "mined.queries.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match=r"mined\.queries\.parquet is missing"):
+    with pytest.raises(Damaged, match=r"mined\.queries\.parquet is missing"):
         MinedNegatives.load(tmp_path / "mined.parquet")
 
 
