@@ -44,6 +44,8 @@ class RecordFiles:
             keys, offsets = table.T
         except ValueError as error:
             raise ValueError(f"{index}: is no index of two numbers a line ({error}).") from None
+        if len(keys) and not 0 <= keys.min() <= keys.max() <= path.stat().st_size:
+            raise ValueError(f"{index}: numbers a record {keys.max()}, and {path.name} is too short for so many.")
         self.offsets: NDArray[np.int64] = np.full(int(keys.max()) + 1 if len(keys) else 0, -1)
         self.offsets[keys] = offsets
 
@@ -57,7 +59,7 @@ class RecordFiles:
     def identities(self) -> tuple[list[str], Tensor, tuple[str, ...]]:
         """Names of the pictures, (N,) identities, and their names (the numbers of their records)."""
         head, _ = self._record(0)
-        if len(head) != 2:
+        if len(head) != 2 or not np.isfinite(head).all():
             raise ValueError(f"{self.path}: record 0 does not say where identities begin: is no set of insightface.")
         first, end = (int(value) for value in head)
         if first > EXACT:

@@ -237,7 +237,7 @@ class RefreshNegatives(pl.Callback):
         for name in ("refreshes", "seconds", "overlap", "_made_at", "_epoch", "_last_step"):
             setattr(self, name, state_dict[name])
         if self.folder is None:
-            self._stores = {space: Store(**parts) for space, parts in state_dict["stores"].items()}
+            self._stores = {space: _store(parts) for space, parts in state_dict["stores"].items()}
         elif self.refreshes:
             self._stores = {space: Store.load(Path(self.folder) / space) for space in self.spaces}
             for space, store in self._stores.items():
@@ -309,6 +309,20 @@ def _tensors(store: Store) -> dict[str, Any]:
         "key": store.key,
         "version": store.version,
     }
+
+
+def _store(parts: Mapping[str, Any]) -> Store:
+    """What `_tensors` took apart.
+
+    Raises:
+        ValueError: vectors that are no tensor: a text would name a file.
+    """
+    if not isinstance(parts.get("vectors"), Tensor):
+        raise ValueError(
+            f"the checkpoint's vectors of a store must be a tensor, got {type(parts.get('vectors')).__name__}. Do not "
+            "resume it."
+        )
+    return Store(**parts)
 
 
 def _of_all(shares: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hardneg.encoders.base import Encoder, hash_weights
 from hardneg.encoders.clip import CLIPEncoder
 from hardneg.encoders.images import load_images
+from hardneg.encoders.model_files import settings_of
 from hardneg.encoders.text import TextEncoder
 
 WEIGHTS, SETTINGS = "combiner.safetensors", "composed.json"
@@ -248,31 +249,35 @@ def load_composed(folder: str, dropout: float | None = None) -> ComposedEncoder:
     place = Path(folder)
     if not (place / SETTINGS).exists():
         raise FileNotFoundError(f"{place} is no composed encoder: {SETTINGS} is not in it.")
-    settings = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
-    if unknown := sorted(settings["parts"].keys() - {"images", "texts"}):  # a part is a folder: no other name is joined
-        raise ValueError(f"{place / SETTINGS}: a part must be 'images' or 'texts', got {unknown[0]!r}.")
-    parts: dict[str, Encoder] = {}
-    for name, loader in settings["parts"].items():
-        if loader not in READERS:
+    with settings_of(place / SETTINGS):
+        settings = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
+        if unknown := sorted(settings["parts"].keys() - {"images", "texts"}):  # a part is a folder of this one
+            raise ValueError(f"{place / SETTINGS}: a part must be 'images' or 'texts', got {unknown[0]!r}.")
+        parts: dict[str, Encoder] = {}
+        for name, loader in settings["parts"].items():
+            if loader not in READERS:
+                raise ValueError(
+                    f"{place / SETTINGS}: what reads {name}, '{loader}', is none of {sorted(READERS)}. Build the "
+                    "encoder in code and load its weights."
+                )
+            options = {"dropout": dropout} if loader == "TextEncoder" else settings.get("options", {}).get(name, {})
+            if unknown := sorted(options.keys() - OPTIONS[loader]):
+                raise ValueError(
+                    f"{place / SETTINGS}: options of {name} must be among {sorted(OPTIONS[loader])}, got "
+                    f"{unknown[0]!r}."
+                )
+            if not (place / name).is_dir():  # else it would be taken for a name on the model hub
+                raise FileNotFoundError(f"{place / name} does not exist; {SETTINGS} names it as a part.")
+            parts[name] = READERS[loader](str(place / name), **options)
+        kind = {each.__name__: each for each in COMBINERS}.get(settings["combiner"]["class"])
+        if kind is None:
             raise ValueError(
-                f"{place / SETTINGS}: what reads {name}, '{loader}', is none of {sorted(READERS)}. Build the "
-                "encoder in code and load its weights."
+                f"{place / SETTINGS}: a combiner of class '{settings['combiner']['class']}'; known are "
+                f"{[each.__name__ for each in COMBINERS]}. Build the encoder in code and load its weights."
             )
-        options = {"dropout": dropout} if loader == "TextEncoder" else settings.get("options", {}).get(name, {})
-        if unknown := sorted(options.keys() - OPTIONS[loader]):
-            raise ValueError(
-                f"{place / SETTINGS}: options of {name} must be among {sorted(OPTIONS[loader])}, got {unknown[0]!r}."
-            )
-        parts[name] = READERS[loader](str(place / name), **options)
-    kind = {each.__name__: each for each in COMBINERS}.get(settings["combiner"]["class"])
-    if kind is None:
-        raise ValueError(
-            f"{place / SETTINGS}: a combiner of class '{settings['combiner']['class']}'; known are "
-            f"{[each.__name__ for each in COMBINERS]}. Build the encoder in code and load its weights."
-        )
-    combiner = kind(**settings["combiner"]["arguments"])
-    combiner.load_state_dict(load_file(place / WEIGHTS))
-    return ComposedEncoder(parts["images"], parts.get("texts"), combiner)
+        combiner = kind(**settings["combiner"]["arguments"])
+        combiner.load_state_dict(load_file(place / WEIGHTS))
+        return ComposedEncoder(parts["images"], parts.get("texts"), combiner)
 
 
 def _check_widths(combiner: Combiner, wanted: tuple[int, int], given: tuple[int, int]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hardneg.encoders.base import Encoder, hash_weights
+from hardneg.encoders.model_files import settings_of
 from hardneg.encoders.signals import Backbone
 
 WEIGHTS, SETTINGS = "model.safetensors", "encoder.json"
@@ -359,23 +360,24 @@ class ImageEncoder(Encoder):
         for name in (WEIGHTS, SETTINGS):
             if not (folder / name).exists():
                 raise FileNotFoundError(f"{folder} is no image encoder: {name} is not in it.")
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        known = {each.__name__: each for each in (*BACKBONES, *backbones)}
-        name = settings["backbone"]["class"]
-        if name not in known:
-            raise ValueError(
-                f"{folder} has a backbone of class '{name}'; known are {sorted(known)}. Hand over your own: "
-                "ImageEncoder.from_pretrained(folder, backbones=[YourBackbone])."
-            )
-        arguments = settings["backbone"]["arguments"]
-        if arguments.get("weights") is not None:  # a path, or a name to download
-            raise ValueError(
-                f"{folder / SETTINGS}: 'weights' of the backbone must be null, got {arguments['weights']!r:.80}; the "
-                f"folder's weights are in {WEIGHTS}."
-            )
-        backbone = known[name](**arguments)
-        encoder = cls(backbone, settings["dim"], settings["head"], settings["hidden"])
-        _load(encoder, load_file(folder / WEIGHTS), of=str(folder))
+        with settings_of(folder / SETTINGS):
+            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+            known = {each.__name__: each for each in (*BACKBONES, *backbones)}
+            name = settings["backbone"]["class"]
+            if name not in known:
+                raise ValueError(
+                    f"{folder} has a backbone of class '{name}'; known are {sorted(known)}. Hand over your own: "
+                    "ImageEncoder.from_pretrained(folder, backbones=[YourBackbone])."
+                )
+            arguments = settings["backbone"]["arguments"]
+            if arguments.get("weights") is not None:  # a path, or a name to download
+                raise ValueError(
+                    f"{folder / SETTINGS}: 'weights' of the backbone must be null, got {arguments['weights']!r:.80}; "
+                    f"the folder's weights are in {WEIGHTS}."
+                )
+            backbone = known[name](**arguments)
+            encoder = cls(backbone, settings["dim"], settings["head"], settings["hidden"])
+            _load(encoder, load_file(folder / WEIGHTS), of=str(folder))
         return encoder
 
     def _settings(self) -> dict[str, Any]:

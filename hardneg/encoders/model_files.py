@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+from safetensors import SafetensorError
 from torch import dtype, nn
+
+from datamodules.readers import inside
 
 PASSED_ON = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 """Mappings in a module's settings whose entries become arguments of ``from_pretrained``."""
@@ -43,7 +48,7 @@ def check_model(model: str, seen: frozenset[str] = frozenset()) -> None:
     A library that is told not to trust a model's code still follows some of its settings. Checked in every JSON file:
 
     - classes of sentence-transformers must be its modules or tokenizers, and activations layers of torch;
-    - a module's ``type`` must be of sentence-transformers, and its ``path`` must be in the folder;
+    - a module's ``type`` must be of sentence-transformers; its ``path`` and files of weights must be in the folder;
     - arguments that are passed on to ``from_pretrained`` must be among `ALLOWED`;
     - an attention implementation must be a word of transformers, not a repository of kernels;
     - an adapter must import nothing, and the model that it adapts is checked likewise.
@@ -67,6 +72,20 @@ def check_model(model: str, seen: frozenset[str] = frozenset()) -> None:
             _check_modules(file, content)
         if file.name == "adapter_config.json" and (base := _base(file, content)) not in seen | {"", model}:
             check_model(base, seen | {model})
+
+
+@contextmanager
+def settings_of(file: Path) -> Iterator[None]:
+    """Around reading a file of settings of ours: whatever is wrong in it is said with its name.
+
+    Raises:
+        ValueError: an entry that is missing, or of another type.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, yaml.YAMLError, SafetensorError) as error:
+        what = f"no entry {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error!s:.200}"
+        raise ValueError(f"{file} is not as save_pretrained writes it ({what}). Save the encoder again.") from error
 
 
 def _downloaded(model: str) -> Path:
@@ -102,8 +121,9 @@ def _check_modules(file: Path, content: Any) -> None:
             raise ValueError(
                 f"{file}: the type of a module must be of sentence_transformers, got {kind!r:.80}. {_ADVICE}"
             )
-        if not isinstance(path, str) or os.path.isabs(path) or ".." in Path(path.replace("\\", "/")).parts:
+        if not isinstance(path, str):
             raise ValueError(f"{file}: the path of a module must be in its folder, got {path!r:.80}.")
+        inside(path, file.parent, file)
 
 
 def _base(file: Path, content: Any) -> str:
@@ -126,6 +146,9 @@ def _check(file: Path, content: Any, key: str = "") -> None:
     if isinstance(content, Mapping):
         if key in PASSED_ON and (unknown := sorted(content.keys() - ALLOWED)):
             raise ValueError(f"{file}: '{key}' must not set '{unknown[0]}'. {_ADVICE}")
+        if key in ("types", "weight_map"):  # by names of folders; to names of files of weights
+            for name in content if key == "types" else content.values():
+                inside(str(name), file.parent, file)
         for name, value in content.items():
             _check(file, value, key if key.endswith(IMPLEMENTATION) else name)
     elif isinstance(content, list):

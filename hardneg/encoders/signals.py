@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from hardneg.encoders.base import Encoder, hash_weights
+from hardneg.encoders.model_files import settings_of
 
 WEIGHTS, SETTINGS = "model.safetensors", "encoder.yaml"
 
@@ -300,18 +301,19 @@ class SignalEncoder(Encoder):
         for file in (SETTINGS, WEIGHTS):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f"'{folder}' is no folder of a signal encoder: {file} is not in it.")
-        settings = yaml.safe_load((folder / SETTINGS).read_text())
-        known: dict[str, type[Backbone]] = {kind.__name__: kind for kind in (*BACKBONES, *backbones)}
-        built = {}
-        for name, part in settings["backbones"].items():
-            if part["class"] not in known:
-                raise ValueError(
-                    f"{folder / SETTINGS}: backbone '{part['class']}' of '{name}' is not known. Pass its class: "
-                    f"SignalEncoder.from_pretrained(folder, backbones=[{part['class']}])."
-                )
-            built[name] = known[part["class"]](**part["arguments"])
-        encoder = cls(built, settings["dim"], settings["hidden"])
-        encoder.load_state_dict(load_file(folder / WEIGHTS))
+        with settings_of(folder / SETTINGS):
+            settings = yaml.safe_load((folder / SETTINGS).read_text())
+            known: dict[str, type[Backbone]] = {kind.__name__: kind for kind in (*BACKBONES, *backbones)}
+            built = {}
+            for name, part in settings["backbones"].items():
+                if part["class"] not in known:
+                    raise ValueError(
+                        f"{folder / SETTINGS}: backbone '{part['class']}' of '{name}' is not known. Pass its class: "
+                        f"SignalEncoder.from_pretrained(folder, backbones=[{part['class']}])."
+                    )
+                built[name] = known[part["class"]](**part["arguments"])
+            encoder = cls(built, settings["dim"], settings["hidden"])
+            encoder.load_state_dict(load_file(folder / WEIGHTS))
         return encoder
 
     def _in_batches(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datamodules.table_files import Columns
 from hardneg.encoders.base import Encoder, hash_weights
+from hardneg.encoders.model_files import settings_of
 
 WEIGHTS, SETTINGS = "model.safetensors", "encoder.yaml"
 
@@ -109,11 +110,12 @@ class TabularEncoder(Encoder):
         for file in (SETTINGS, WEIGHTS):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f"'{folder}' is no folder of a tabular encoder: {file} is not in it.")
-        settings = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
-        encoder = cls(**settings["arguments"])
-        encoder.load_state_dict(load_file(folder / WEIGHTS))
-        if settings["columns"] is not None:
-            encoder.columns = Columns.from_dict(settings["columns"])
+        with settings_of(folder / SETTINGS):
+            settings = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+            encoder = cls(**settings["arguments"])
+            encoder.load_state_dict(load_file(folder / WEIGHTS))
+            if settings["columns"] is not None:
+                encoder.columns = Columns.from_dict(settings["columns"])
         return encoder.eval()
 
     def _in_batches(

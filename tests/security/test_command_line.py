@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from hardneg.benchmark.peer import make_peer
+from hardneg.callbacks import RefreshNegatives
 from hardneg.cli import main
 from miners.offline import MinedNegatives
 from tests.security.payloads import Pickled, custom_code, pickled_type
@@ -77,6 +78,16 @@ def test_a_checkpoint_is_not_unpickled(config: Path, tmp_path: Path, mark: Path,
     for more in ([], ["--trainer.strategy=fsdp"]):
         assert main(["test", "--config", str(config), "--ckpt_path", str(tmp_path / "shards"), *more]) == 1
         assert "--ckpt_path must be a file, got the folder" in capsys.readouterr().err
+
+
+@door("checkpoint")
+def test_a_checkpoint_names_no_file_of_vectors(tmp_path: Path, mark: Path) -> None:
+    """`Store` takes the path of an array too, which is the user's to name."""
+    torch.save(torch.eye(3), tmp_path / "secret.npy")
+    refresh = RefreshNegatives(every_n_epochs=1)
+    state = refresh.state_dict() | {"stores": {"query": {"vectors": str(tmp_path / "secret.npy")}}}
+    with pytest.raises(ValueError, match="vectors of a store must be a tensor, got str"):
+        refresh.load_state_dict(state)
 
 
 @pytest.fixture

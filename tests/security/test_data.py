@@ -25,12 +25,13 @@ from datamodules.recording_files import read_mat, read_recordings
 from datamodules.table_files import read_graph, read_tables
 from hardneg.cli import main
 from hardneg.encoders import IRResNet, load_composed, load_images, load_signals
-from hardneg.encoders.tabular import load_tabular
+from hardneg.encoders.tabular import TabularEncoder, load_tabular
 from hardneg.mining.inputs import load_array
 from miners.index import FaissIndex
 from miners.offline import MinedNegatives
 from miners.static_negatives import read_lists
 from miners.store import Store
+from tests.faces import write_rec
 from tests.security.payloads import Pickled, pickled_type
 
 door = pytest.mark.door
@@ -274,6 +275,33 @@ def test_a_folder_of_ours_names_no_class_of_others(load: Callable[[str], Any], t
         load(str(tmp_path))
 
 
+@pytest.mark.parametrize("load", [load_images, load_signals, load_composed, load_tabular])
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "null", '{"backbone": 3, "backbones": [1], "parts": 1, "arguments": 2}']
+)
+def test_settings_of_another_form_are_named(load: Callable[[str], Any], content: str, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "encoder.json", "encoder.yaml", "composed.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=r"(encoder\.json|encoder\.yaml|composed\.json) is not as save_pretrained"):
+        load(str(tmp_path))
+
+
+def test_a_part_that_is_missing_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("somebody").mkdir()
+    Path("somebody/composed.json").write_text('{"parts": {"images": "CLIPEncoder"}}')
+    with pytest.raises(FileNotFoundError, match=r"somebody/images does not exist; composed\.json names it"):
+        load_composed("somebody")
+
+
+@door("model")
+def test_weights_of_ours_that_are_no_weights_are_named(tmp_path: Path, mark: Path) -> None:
+    TabularEncoder(3, 2).save_pretrained(tmp_path)
+    torch.save({"weight": Pickled(mark)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="SafetensorError"):
+        load_tabular(str(tmp_path))
+
+
 # ---- pictures and archives -------------------------------------------------------------------------------------------
 
 
@@ -316,6 +344,15 @@ def test_a_folder_of_pictures_does_not_lead_out_and_ends(tmp_path: Path) -> None
     for name in ("../secret.png", str(tmp_path / "secret.png")):
         with pytest.raises(ValueError, match="leads out of it"):
             files.read(name)
+
+
+@pytest.mark.parametrize("key", [10**15, -1])
+def test_an_index_of_records_asks_for_no_more_than_its_file_has(key: int, tmp_path: Path) -> None:
+    path = write_rec(tmp_path)
+    index = path.with_suffix(".idx")
+    index.write_text(f"{key}\t0\n{index.read_text()}")
+    with pytest.raises(ValueError, match=r"\.idx: numbers a record .* is too short"):
+        read_pictures(path)
 
 
 @door("archive")

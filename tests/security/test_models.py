@@ -96,6 +96,12 @@ HOSTILE: dict[str, Callable[[Path, Path], None]] = {
         auto_mapping={"parent_library": "transformers.models.bert.modeling_bert", "base_model_class": "BertModel"},
     ),
     "an adapter of no one": lambda folder, mark: (folder / "adapter_config.json").write_text("[" * 100_000),
+    "weights outside of the folder": lambda folder, mark: edit(
+        folder / "model.safetensors.index.json", weight_map={"weight": "../../secret.safetensors"}, metadata={}
+    ),
+    "a route outside of the folder": lambda folder, mark: edit(
+        folder / "router_config.json", types={"../evil": "sentence_transformers.models.Transformer"}
+    ),
     "a module outside of the folder": lambda folder, mark: (folder / "modules.json").write_text(
         json.dumps([{"idx": 0, "name": "0", "path": "../plain", "type": "sentence_transformers.models.Transformer"}])
     ),
@@ -107,7 +113,7 @@ HOSTILE: dict[str, Callable[[Path, Path], None]] = {
 def test_settings_that_name_code_are_refused(hostile: str, bert: Path, mark: Path) -> None:
     HOSTILE[hostile](bert, mark)
     for read in (TextEncoder, CrossEncoder):
-        with pytest.raises(ValueError, match=r"\.json: (.* must |is no JSON)"):
+        with pytest.raises(ValueError, match=r"\.json: (.* must |is no JSON|the path .* leads out of)"):
             read(str(bert))
 
 

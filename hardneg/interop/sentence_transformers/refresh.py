@@ -213,6 +213,8 @@ class RefreshNegatives(TrainerCallback):
             raise ValueError(
                 f"{path} was saved without the chain of the losses {missing}. Resume with RefreshNegatives(loss=None)."
             )
+        if not all(isinstance(vectors, Tensor) for vectors in saved["vectors"] or ()):
+            raise ValueError(f"{path}: its vectors must be tensors; a text would name a file. Do not resume it.")
         if saved["vectors"]:
             for sampler in self._samplers:
                 sampler.attach()
