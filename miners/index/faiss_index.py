@@ -117,8 +117,10 @@ class FaissIndex(Index):
         for name, kind in SETTINGS.items():
             setattr(loaded, name, value_of(settings, name, kind, manifest.path, REMEDY))
         path = manifest.verified("index", REMEDY)
-        try:
-            index = faiss.read_index(str(path))
+        if hasattr(faiss, "set_deserialization_vector_byte_limit"):  # FAISS 1.12 or so: no array exceeds its file
+            faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
+        try:  # lists on disk, which any file may name, are looked for in the folder alone, and only read
+            index = faiss.read_index(str(path), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY)
         except RuntimeError as error:
             raise Damaged(f"{path}: FAISS cannot read it: {reason(error)} {REMEDY.capitalize()}.") from error
         if index.ntotal != len(store) or index.d != store.dim:

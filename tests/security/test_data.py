@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +33,7 @@ from miners.offline import MinedNegatives
 from miners.static_negatives import read_lists
 from miners.store import Store
 from tests.faces import write_rec
-from tests.security.payloads import Pickled, pickled_type
+from tests.security.payloads import Pickled, pickled_type, sign
 
 door = pytest.mark.door
 ROWS = {"_id": ["a", "b"], "text": ["one", "two"]}
@@ -213,9 +214,10 @@ def test_objects_of_matlab_are_not_made(tmp_path: Path, mark: Path) -> None:
 @pytest.mark.parametrize("part", ["vectors", "ids"])
 def test_a_store_is_not_unpickled(part: str, tmp_path: Path, mark: Path) -> None:
     folder = tmp_path / "store"
-    Store(torch.eye(3), names=["a", "b", "c"]).save(folder)
+    Store(torch.eye(3), ids=torch.tensor([2, 4, 6]), names=["a", "b", "c"]).save(folder)
     (file,) = folder.glob(f"{part}*.npy")
     objects(file, mark)
+    sign(folder / "store.json")
     with pytest.raises((ValueError, OSError)):
         Store.load(folder)
     captions = tmp_path / "captions.csv"
@@ -224,17 +226,77 @@ def test_a_store_is_not_unpickled(part: str, tmp_path: Path, mark: Path) -> None
     assert main([*made, "--features", str(folder)]) == 1
 
 
+@door("store")
+@pytest.mark.parametrize("part", ["vectors", "ids"])
+def test_a_store_leads_to_no_file_outside(part: str, tmp_path: Path, mark: Path) -> None:
+    np.save(tmp_path / "secret.npy", np.arange(3) if part == "ids" else np.ones((3, 3), np.float32))
+    folder = tmp_path / "store"
+    Store(torch.eye(3), ids=torch.tensor([2, 4, 6])).save(folder)
+    before = (folder / "store.json").read_text()
+    for outside in ("../secret.npy", str(tmp_path / "secret.npy")):
+        (folder / "store.json").write_text(before)
+        sign(folder / "store.json", **{part: outside})
+        with pytest.raises(ValueError, match="not a plain file name"):
+            Store.load(folder)
+
+
 @door("index")
-@pytest.mark.parametrize("part", ["vectors", "ids", "index"])
-def test_an_index_is_not_unpickled(part: str, tmp_path: Path, mark: Path) -> None:
+def test_an_index_is_not_unpickled(tmp_path: Path, mark: Path) -> None:
     folder = tmp_path / "index"
-    FaissIndex(Store(torch.eye(4)), "Flat").save(folder)
-    for file in (path for path in folder.rglob("*") if path.is_file()):
-        if file.parent.name.startswith("store") == (part != "index") and (part == "index" or file.name.startswith(part)):
-            file.write_bytes(pickle.dumps(Pickled(mark)))
-    with pytest.raises(Exception, match=r".") as raised:
+    FaissIndex(Store(torch.eye(4), ids=torch.tensor([2, 4, 6, 8])), "Flat", device="cpu").save(folder)
+    manifests = [*folder.glob("*/store.json"), folder / "index.json"]
+    whole = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    data = [file for file in whole if file.suffix in (".npy", ".faiss")]
+    assert len(data) == 3
+    for tampered in data:
+        tampered.write_bytes(pickle.dumps(Pickled(mark)))
+        for manifest in manifests:
+            sign(manifest)
+        with pytest.raises((ValueError, OSError)):
+            FaissIndex.load(folder)
+        for file, content in whole.items():
+            file.write_bytes(content)
+    assert len(FaissIndex.load(folder).store) == 4
+
+
+@door("index")
+def test_an_index_sets_nothing_but_its_settings(tmp_path: Path, mark: Path) -> None:
+    folder = tmp_path / "index"
+    FaissIndex(Store(torch.eye(4)), "Flat", device="cpu").save(folder)
+    record = json.loads((folder / "index.json").read_text())
+    for changes in ({"search": "os.system"}, {"__class__": "x"}, {"metric": {"a": 1}, **record["settings"]}):
+        (folder / "index.json").write_text(json.dumps(record | {"settings": record["settings"] | changes}))
+        sign(folder / "index.json")
+        with pytest.raises(ValueError, match="its settings are"):
+            FaissIndex.load(folder)
+
+
+@door("index")
+def test_an_index_opens_no_file_outside(tmp_path: Path, mark: Path) -> None:
+    """FAISS keeps lists on disk under any path, and would open that file for writing."""
+    index = FaissIndex(Store(torch.randn(100, 4)), "IVF2,Flat", device="cpu")
+    ivf = faiss.extract_index_ivf(index.faiss_index)
+    lists = faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, str(tmp_path / "secret.bin"))
+    lists.merge_from(ivf.invlists, 0)
+    ivf.replace_invlists(lists)
+    index.save(tmp_path / "index")
+    with pytest.raises(ValueError, match=r"index/secret\.bin in mode r:"):
+        FaissIndex.load(tmp_path / "index")
+
+
+@door("index")
+@pytest.mark.skipif(not hasattr(faiss, "set_deserialization_vector_byte_limit"), reason="FAISS has no such limit yet")
+def test_an_index_asks_for_no_more_memory_than_its_file(tmp_path: Path, mark: Path) -> None:
+    folder = tmp_path / "index"
+    FaissIndex(Store(torch.eye(7)), "Flat", device="cpu").save(folder)
+    (file,) = folder.glob("*.faiss")
+    content = bytearray(file.read_bytes())
+    at = content.index(np.array([49], dtype="<u8").tobytes())  # numbers in 7 x 7
+    content[at : at + 8] = np.array([1 << 30], dtype="<u8").tobytes()  # four gigabytes
+    file.write_bytes(content)
+    sign(folder / "index.json")
+    with pytest.raises(ValueError, match="byte_limit"):
         FaissIndex.load(folder)
-    assert isinstance(raised.value, ValueError | OSError | RuntimeError)
 
 
 @door("cache")
