@@ -16,6 +16,7 @@ from datamodules.cir_files import Triplet
 from datamodules.readers import Place, expand, read_records, text_field
 from miners.draws import generator_for
 from miners.store import Store
+from miners.transaction import write_file
 
 TEMPLATES = ("{target} instead of {ref}", "Unlike {ref}, I want {target}", "{target}")
 """As published; FashionIQ takes the last, CIRR the first two."""
@@ -198,7 +199,7 @@ def read_captions(path: str | Path, column: str = "caption") -> dict[str, str]:
 
 def write_triplets(triplets: Sequence[Triplet], path: Path) -> None:
     """Write lines that `read_triplets` reads."""
-    with path.open("w", encoding="utf-8") as file:
+    with write_file(path, "w") as file:
         for each in triplets:
             record = {"id": each.name, "reference": each.reference, "target": each.target, "text": list(each.texts)}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -53,6 +53,7 @@ from hardneg.mining.inputs import Inputs, read_beir
 from hardneg.plain import plain
 from miners.offline import Dense, Lexical, MinedNegatives, mine
 from miners.store import Store
+from miners.transaction import write_text
 
 HIDDEN_SHARE = 0.1
 
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         report, text, page = run_flips(args, cache)
         print(plain(text))
         if args.json:
-            args.json.write_text(json.dumps(report, indent=1) + "\n")
+            write_text(args.json, json.dumps(report, indent=1) + "\n")
         if args.html:
             write_page(args.html, page)
         return _verdict(failures(report, args.max_negative_flip_rate))
@@ -138,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         report["use"]["most_used"] = [[name, count, corpus[name]] for name, count in report["use"]["most_used"]]
     print(plain(as_text(report)))
     if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_text(args.json, json.dumps(report, indent=1) + "\n")
     if args.html:
         write_page(args.html, as_html(report, mined, hardest(mined, queries, corpus)))
     failed = []

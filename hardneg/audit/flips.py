@@ -19,6 +19,7 @@ from hardneg.metrics.flips import NegativeFlipRate, first_relevant
 from hardneg.mining import EmbeddingCache
 from hardneg.mining.cli import place, text_encoder
 from hardneg.mining.inputs import Inputs, read_beir
+from miners.transaction import write_text
 
 DEPTH = 100
 
@@ -232,5 +233,5 @@ def failures(report: Mapping[str, Any], limit: float | None) -> list[str]:
 
 def write_page(path: Path, page: str) -> None:
     """Write the page, and say so."""
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     print(f"written: {path}")

@@ -10,12 +10,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from miners.transaction import write_file
+
 
 def save_svg(figure: Figure, file: str | Path) -> Path:
     """Write a figure, the same bytes each time; folders that are missing are made."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8") as out:
+    with write_file(file, "w") as out:
         FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
     return file
 

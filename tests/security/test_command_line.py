@@ -229,6 +229,16 @@ def test_a_run_is_not_run(tmp_path: Path, mark: Path) -> None:
     assert "default-src 'none'" in page
 
 
+@door("run", "output")
+def test_a_link_in_a_run_has_no_file_of_others_overwritten(tmp_path: Path, mark: Path) -> None:
+    folder = hostile_run(tmp_path / "run", mark)
+    (tmp_path / "thesis.tex").write_text("mine")
+    (folder / "report.html").symlink_to(tmp_path / "thesis.tex")
+    assert main(["report", str(folder)]) == 0
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+    assert not (folder / "report.html").is_symlink()
+
+
 @door("run")
 def test_results_of_a_benchmark_are_not_run(tmp_path: Path, mark: Path, capsys) -> None:
     for name in ("runs.parquet", "scores.parquet", "curves.parquet"):

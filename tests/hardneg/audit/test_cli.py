@@ -13,6 +13,7 @@ from datamodules.texts import content_hash
 from hardneg.audit.cli import add_arguments, run
 from hardneg.audit.made import NAMED, PLAIN, UNUSED, as_line, read_making
 from hardneg.audit.measure import audit, hide, interval
+from hardneg.cli import main
 from hardneg.encoders import TextEncoder
 from hardneg.mining.cli import add_arguments as add_mining_arguments
 from hardneg.mining.cli import plain_arguments
@@ -274,3 +275,10 @@ def test_a_table_that_does_not_say_how_it_was_mined(metadata: dict) -> None:
     making = read_making(metadata, Path("t.parquet"))
     assert making.options is None
     assert making.problem
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_place_that_cannot_be_written_is_named(option: str, folder: Path, capsys) -> None:
+    out = folder / "nowhere" / "audit.out"
+    assert main(["audit", str(mined_from(folder)), option, str(out)]) == 1
+    assert "audit.out: its folder does not exist. Create it, or choose another place" in capsys.readouterr().err
