@@ -15,6 +15,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 import datamodules  # noqa: F401  its classes may be named bare in YAML
 import miners  # noqa: F401
 from hardneg.callbacks import CheckpointPaths, RecordNegatives, SaveEncoder, WriteReport, WriteStores
+from hardneg.checkpoints import use_whole_checkpoints
 from hardneg.cli import COMMANDS, DESCRIPTION, LIGHTNING, Logging, make_loggers
 from hardneg.modules.base import ContrastiveModule
 from hardneg.report import save_evaluation
@@ -106,6 +107,7 @@ class HardnegCLI(LightningCLI):
         if self._get(self.config_init, "trainer").get("default_root_dir") is None:
             kwargs["default_root_dir"] = config[0]
         trainer = super().instantiate_trainer(**kwargs)
+        use_whole_checkpoints(trainer)
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector of its own
         callbacks.extend([*_missing(callbacks, trainer, command, config[0]), CheckpointPaths()])
         return trainer
