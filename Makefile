@@ -4,9 +4,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 SEEDS ?= 1
+MINUTES ?= 10
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-gpu lint clean help
+.PHONY: quickstart test fuzz test-gpu lint clean help
 
 help:
 	@sed -n '1,3p' Makefile
@@ -23,6 +24,10 @@ quickstart: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -m 'not gpu'
+
+# Damage files of every kind, for as long as MINUTES says.
+fuzz: $(VENV)/ready
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 test-gpu:
 	$(BIN)/python -m pytest -m gpu

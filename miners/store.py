@@ -208,7 +208,10 @@ class Store:
         ids = load_npy(manifest.verified("ids", REMEDY))
         counted = ids.ndim == 1 and bool((ids == np.arange(len(ids))).all())
         ours = value("space", str), value("key", str), value("version", int)
-        return cls(vectors, None if counted and len(ids) == len(vectors) else ids, *ours, names)
+        try:
+            return cls(vectors, None if counted and len(ids) == len(vectors) else ids, *ours, names)
+        except ValueError as error:
+            raise Damaged(f"{manifest.path}: {error} {REMEDY[0].upper()}{REMEDY[1:]}.") from error
 
     def _write_vectors(self, path: Path) -> None:
         """Write block by block, so that saving a memory-mapped store does not load it."""

@@ -230,7 +230,7 @@ def read_suite(file: Path, find: Find) -> Suite:
         FileNotFoundError: an overlay that is neither here nor shipped.
         ValueError: unknown or missing keys, a wrong budget, chains that would be tuned unequally; names file and key.
     """
-    given = yaml.safe_load(file.read_text(encoding="utf-8"))
+    given = _yaml(file, _text(file))
     read = _Reader(file, find)
     if not isinstance(given, Mapping):
         raise ValueError(f"{file}: a suite is a mapping with the keys {', '.join(KEYS)}.")
@@ -284,6 +284,20 @@ def read_suite(file: Path, find: Find) -> Suite:
     return suite
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
+
+
+def _yaml(file: Path, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 13 is a ValueError
+        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Reads parts of a suite file; every complaint begins with the file and the key."""
@@ -314,9 +328,12 @@ class _Reader:
         if not isinstance(given, str):
             raise ValueError(f"{self.file}: {where}: an overlay is a file name or a mapping, got {given!r}.")
         try:
-            return Overlay(given, self.find(given).read_text(encoding="utf-8"))
+            file = self.find(given)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{self.file}: {where}: {error}") from None
+        text = _text(file)
+        _yaml(file, text)
+        return Overlay(given, text)
 
     def options(self, given: Any, where: str) -> tuple[Overlay, ...]:
         if not isinstance(given, list | tuple):

@@ -21,7 +21,7 @@ from hardneg.encoders.base import Encoder
 from hardneg.mining.workers import MakeEncoder, Workers
 from miners.offline.spool import write_chunks
 from miners.store import MANIFEST, Store
-from miners.transaction import Damaged, explained, locked, remove, write_file
+from miners.transaction import NEW, Damaged, explained, locked, remove, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class _Run:
         parts = self.parts_of(place)
         with explained(parts):
             parts.mkdir(parents=True, exist_ok=True)
-            for half in parts.glob(".*.part"):
+            for half in parts.glob(f".*{NEW}"):
                 half.unlink()
         for _ in self.chunks(processes, parts):
             pass

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from miners.offline.mined import MinedNegatives, beside_names, write_both
-from miners.transaction import checksum, explained, locked, remove, write_file, write_json
+from miners.transaction import NEW, checksum, explained, locked, remove, write_file, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +42,7 @@ class Shards:
     def __init__(self, out: str | os.PathLike[str]) -> None:
         self.out = Path(out)
         self.folder = self.out.with_name(self.out.name + ".parts")
+        self._parts: dict[str, list[Path]] = {}  # files by the number of their shard
 
     def __enter__(self) -> Self:
         self._lock = ExitStack()
@@ -77,9 +78,12 @@ class Shards:
                 part.unlink()
         self.make_folder()
         with explained(path):
-            for half in self.folder.glob(".*.part"):
+            for half in self.folder.glob(f".*{NEW}"):
                 half.unlink()
             write_json(path, self.plan)
+        self._parts.clear()
+        for part in self.folder.glob("*.parquet"):
+            self._parts.setdefault(part.name.partition(".")[0], []).append(part)
 
     def _earlier(self, path: Path) -> dict[str, Any]:
         """The plan of the run that was interrupted here."""
@@ -99,7 +103,7 @@ class Shards:
         Both are compared with their checksums; a damaged shard is removed.
         """
         found: dict[str, list[Path]] = {"": [], ".queries": []}
-        for part in self.folder.glob(f"{number:06d}.*"):
+        for part in self._parts.pop(f"{number:06d}", []):
             if match := re.fullmatch(rf"\d+\.([0-9a-f]{{{DIGITS}}})((?:\.queries)?)\.parquet", part.name):
                 if checksum(part)[:DIGITS] == match.group(1):
                     found[match.group(2)].append(part)
@@ -107,6 +111,7 @@ class Shards:
                 logger.warning("%s is damaged: its chunk of queries is mined again", part)
             part.unlink()
         if len(found[""]) == len(found[".queries"]) == 1:
+            self._parts[f"{number:06d}"] = [found[""][0], found[".queries"][0]]
             return found[""][0]
         for part in (*found[""], *found[".queries"]):  # half of a shard, of a run that was killed
             part.unlink()
@@ -122,8 +127,10 @@ class Shards:
             pq.write_table(table, sink, compression="zstd")
             content = sink.getvalue()
             digest = hashlib.sha256(content).hexdigest()[:DIGITS]
-            with write_file(self.folder / f"{number:06d}.{digest}{kind}.parquet") as file:
+            path = self.folder / f"{number:06d}.{digest}{kind}.parquet"
+            with write_file(path) as file:
                 file.write(content)
+            self._parts.setdefault(f"{number:06d}", []).append(path)
 
     def finish(self, count: int) -> MinedNegatives:
         """Join the shards, one in memory at a time, and remove them."""
@@ -133,7 +140,7 @@ class Shards:
         if missing := [number for number, path in enumerate(paths) if path is None]:
             raise ValueError(f"{self.folder}: shard {missing[0]} is missing or damaged. Run again: it is made again.")
         negatives = [path for path in paths if path is not None]
-        queries = [next(path.parent.glob(f"{path.name[:6]}.*.queries.parquet")) for path in negatives]
+        queries = [self._parts[f"{number:06d}"][1] for number in range(count)]
         record = {key: value for key, value in self.plan.items() if key != "fingerprints"}
         write_both(
             self.out,
