@@ -166,12 +166,11 @@ def test_names_inside() -> None:
 
 
 def test_words_of_a_file_do_not_steer_the_terminal(tmp_path: Path, sample_folder: Path, capsys) -> None:
-    queries = sample_folder / "queries.jsonl"
-    queries.write_text(queries.read_text() + json.dumps({"_id": "\x1b]0;evil\x07\x1b[2J", "text": 1}) + "\n")
     with (sample_folder / "qrels" / "train.tsv").open("a") as out:
-        out.write("\x1b[2Jnobody\td0\t1\n")
-    assert main(["mine", str(sample_folder), "--out", str(tmp_path / "out.parquet"), "--no-cache"]) == 1
-    assert "\x1b" not in capsys.readouterr().err
+        out.write("\x1b[2J\u202enobody\td0\t1\n")
+    options = ["--encoder", "tests.security.payloads.Harmless", "--no-cache", "--out", str(tmp_path / "out.parquet")]
+    assert main(["mine", str(sample_folder), *options]) == 1
+    assert r"unknown query id '\x1b[2J\u202enobody'" in capsys.readouterr().err
 
 
 # ---- arrays, stores, weights -----------------------------------------------------------------------------------------
