@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import logging
 import math
 import os
 import platform
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from hardneg.benchmark.meter import Meter
 from hardneg.benchmark.peer import make_peer
@@ -26,10 +26,25 @@ from hardneg.callbacks import WriteStores
 from hardneg.cli import find_configs, make_loggers
 from hardneg.encoders.base import hash_weights
 from hardneg.lightning_cli import HardnegCLI
-from miners.transaction import write_text
+from miners.transaction import (
+    Damaged,
+    Transaction,
+    aside_of,
+    checksum,
+    locked,
+    publish_folder,
+    read_manifest,
+    remove,
+)
+
+log = logging.getLogger(__name__)
 
 RUN, SCORES, CURVES = "run.json", "scores.parquet", "curves.parquet"
 PREPARED, SPENT = "prepared", "spent.json"  # what chains begin with, below the shared folder of a run; its cost
+NEEDED = (
+    *("key", "label", "data", "model", "chain", "seed", "purpose", "option", "budget", "weights", "queries", "machine"),
+    *("steps", "samples", "seconds", "seconds_before_training", "refresh_seconds", "wall_seconds", "cpu_seconds"),
+)  # in every run.json
 FOREVER = 10**9  # steps, where seconds end a fit
 
 
@@ -111,9 +126,51 @@ def run_cell(cell: Cell, folder: Path, group: str = "", wandb: bool = False) -> 
         "machine": machine(),
     }
     _write(part, cell.key, meter, scores, record)
-    shutil.rmtree(folder / cell.key, ignore_errors=True)
-    os.rename(part, folder / cell.key)
+    publish_folder(part, folder / cell.key)
     return record
+
+
+def read_cell(folder: Path) -> tuple[dict[str, Any], bool]:
+    """Read a finished cell after its files were compared with their checksums; means are those of its scores.
+
+    Returns:
+        What its run.json holds, and whether there were checksums to compare.
+
+    Raises:
+        Damaged: changed or damaged since it was written, or no cell; says what makes it again.
+    """
+    remedy = f"`hardneg benchmark run SUITE --folder {folder.parent.parent}` runs this cell again"
+    file = folder / RUN
+    try:
+        found = read_manifest(file, remedy)
+        record = {name: value for name, value in found.record.items() if name not in ("files", "checksum")}
+        scores = found.verified("scores", remedy) if found.checked else folder / SCORES
+        if found.checked:
+            found.verified("curves", remedy)
+        record["means"] = _means(scores)
+    except Damaged:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise Damaged(f"{folder}: no whole cell ({' '.join(str(error).split()):.160}): {remedy}.") from None
+    missing = [name for name in NEEDED if name not in record]
+    if missing or record["key"] != folder.name or not (folder / CURVES).is_file():
+        what = f"lacks {', '.join(missing)}" if missing else "is not the record of this cell"
+        raise Damaged(f"{file} {what}: {remedy}.")
+    return record | {"folder": str(folder)}, found.checked
+
+
+def _means(scores: Path) -> dict[str, dict[str, float]]:
+    """Mean of each measure over its queries, by split."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(scores, columns=["split", "measure", "value"])
+    values: dict[str, dict[str, list[float]]] = {}
+    for split, measure, value in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+        values.setdefault(split, {}).setdefault(measure, []).append(value)
+    return {
+        split: {measure: math.fsum(of) / len(of) for measure, of in by_measure.items()}
+        for split, by_measure in values.items()
+    }
 
 
 def weights_of(module: torch.nn.Module) -> str:
@@ -151,11 +208,12 @@ def _train(cell: Cell, meter: Meter, folder: Path, work: Path, wandb: bool) -> t
 def _begin(cell: Cell, phases: Sequence[Phase], meter: Meter, folder: Path, work: Path, wandb: bool) -> str:
     """Lay what the chain prepares into ``work``: made once for all chains that begin alike, and counted for each."""
     place = folder.parent / "shared" / PREPARED / cell.beginning
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{place}.lock"):
+    with locked(place, "wait for it", wait=True):
+        if place.exists() and not _is_whole(place):
+            log.warning("%s is damaged, so it is made again", place)
+            remove(place)
         if not place.exists():
-            part = place.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)
+            part = aside_of(place)
             part.mkdir()
             spent, weights = Meter(), ""
             for phase in phases:
@@ -164,14 +222,30 @@ def _begin(cell: Cell, phases: Sequence[Phase], meter: Meter, folder: Path, work
                 _run_phase(cell, phase, cli, spent, part, wandb)
                 if phase.command == "fit":
                     cli.model.save_pretrained(str(part / "model"))
-            write_text(part / SPENT, json.dumps({"weights": weights, "meter": spent.state()}))
-            os.rename(part, place)
+            record = {"weights": weights, "meter": spent.state(), "digests": _digests(part)}
+            with Transaction(part / SPENT, record):
+                pass  # the manifest alone; digests reach into folders
+            publish_folder(part, place)
     for name in ("model", "stores"):
         if (place / name).exists():
             (work / name).symlink_to((place / name).resolve(), target_is_directory=True)
     record = json.loads((place / SPENT).read_text())
     meter.restore(record["meter"])
     return record["weights"]
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Checksums of all files below a folder, but for its manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SPENT)
+    return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether all that a chain begins with is as it was written."""
+    try:
+        return read_manifest(place / SPENT, "make it again").record.get("digests") == _digests(place)
+    except (OSError, ValueError):
+        return False
 
 
 def _run_phase(cell: Cell, phase: Phase, cli: HardnegCLI, meter: Meter, work: Path, wandb: bool) -> None:
@@ -295,10 +369,13 @@ def _write(
         for measure, by_query in by_measure.items()
         for query, value in by_query.items()
     ]
-    pq.write_table(_table(rows, ("key", "split", "measure", "query", "value"), pa.float64()), part / SCORES)
     points = [(key, p.name, p.step, p.seconds, p.samples, p.value) for p in meter.points]
-    pq.write_table(_table(points, ("key", "name", "step", "seconds", "samples", "value"), pa.float64()), part / CURVES)
-    write_text(part / RUN, json.dumps(record, indent=1, ensure_ascii=False))
+    curves = _table(points, ("key", "name", "step", "seconds", "samples", "value"), pa.float64())
+    with Transaction(part / RUN, record) as cell:
+        pq.write_table(
+            _table(rows, ("key", "split", "measure", "query", "value"), pa.float64()), cell.named("scores", SCORES)
+        )
+        pq.write_table(curves, cell.named("curves", CURVES))
 
 
 def _table(rows: list[Any], names: tuple[str, ...], number: Any) -> Any:

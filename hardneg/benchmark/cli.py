@@ -68,9 +68,10 @@ def run(args: argparse.Namespace) -> None:
         logging.getLogger("hardneg.benchmark").setLevel(logging.INFO)
         try:
             run_suite(suite, folder, args.processes)
-        finally:
-            if (folder / CURVES).exists():  # the last of the tables; there is none where every cell failed
-                _report(folder)
+        except RuntimeError:  # cells that failed; the others are reported
+            _report_tables(folder)
+            raise
+        _report_tables(folder)
 
 
 def forecast(suite: Suite, folder: Path, processes: int) -> str:
@@ -115,6 +116,11 @@ def comparison(a: str, b: str) -> str:
     return f"A: {a}\nB: {b}\n\n" + as_markdown(
         Table("", "", (what, "difference", "interval", "p", "verdict of B", "detectable"), rows)
     )
+
+
+def _report_tables(folder: Path) -> None:
+    if (folder / CURVES).exists():  # there is none where every cell failed
+        _report(folder)
 
 
 def _report(folder: Path) -> None:

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hardneg.benchmark.cell import PREPARED, RUN, check_cell, run_cell
+from hardneg.benchmark.cell import CURVES, PREPARED, RUN, SCORES, check_cell, read_cell, run_cell
 from hardneg.benchmark.suite import Cell, Suite
-from hardneg.benchmark.tables import write_tables
+from hardneg.benchmark.tables import RUNS, TABLES, write_tables
+from miners.transaction import Damaged, clean, locked_folder, recover, remove, sync
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +60,16 @@ def run_suite(suite: Suite, folder: Path, processes: int = 1, runner: Runner = r
 
     Raises:
         RuntimeError: cells that failed, all of them named with their reasons.
+        InUse: another run works on this folder.
     """
+    with locked_folder(folder, "choose another --folder"):
+        return _run_locked(suite, folder, processes, runner)
+
+
+def _run_locked(suite: Suite, folder: Path, processes: int, runner: Runner) -> Path:
     cells = folder / CELLS
     cells.mkdir(parents=True, exist_ok=True)
-    for half in cells.glob(".*.part"):  # of a run that was killed
-        shutil.rmtree(half)
+    _tidy(folder, cells)
     if runner is run_cell:
         _check(suite, cells)
     trials = suite.trials()
@@ -140,16 +146,36 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
     """The finished cells of a folder by key.
 
     Raises:
-        ValueError: a record that is broken; says which file to remove.
+        Damaged: a cell that is damaged; says what makes it again.
     """
-    done = {}
-    for file in sorted(folder.glob(f"*/{RUN}")):
+    records = (read_cell(place)[0] for place in _places(folder))
+    return {record["key"]: record for record in records}
+
+
+def _places(folder: Path) -> list[Path]:
+    """Folders of cells, without those that are being written."""
+    return sorted(file.parent for file in folder.glob(f"*/{RUN}") if not file.parent.name.startswith("."))
+
+
+def _tidy(folder: Path, cells: Path) -> None:
+    """Finish or remove what a killed run left, and remove damaged cells, so that they are run again."""
+    recover(folder / TABLES)
+    clean(folder / RUNS, also=(SCORES, CURVES, TABLES))
+    for half in cells.glob(".*.part"):
+        shutil.rmtree(half)
+    for left in cells.glob(".*.before"):
+        clean(cells / left.name[1:].split(".")[0])
+    unchecked = 0
+    for place in _places(cells):
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            done[record["key"]] = record | {"folder": str(file.parent)}
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{file} is no record of a cell. Remove its folder, and the cell is run again.") from None
-    return done
+            unchecked += not read_cell(place)[1]
+        except Damaged as error:
+            log.warning("%s", error)
+            remove(place)
+    for left in cells.glob(".*.trash"):
+        shutil.rmtree(left, ignore_errors=True)
+    if unchecked:
+        log.warning("%d cells in %s were written before there were checksums: read unchecked.", unchecked, cells)
 
 
 def differing(before: Any, now: Any, at: str = "") -> Iterable[str]:
@@ -258,8 +284,12 @@ def quiet() -> None:
 def _note_test(folder: Path, cell: Cell) -> None:
     """Keep account of every look at a test split, also by cells that have been run again since."""
     if cell.test:
-        with (folder / TEST_READS).open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"label": cell.label, "key": cell.key}) + "\n")
+        file = folder / TEST_READS
+        half = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")  # a line that a kill cut off is a look too
+        with file.open("a", encoding="utf-8") as out:
+            out.write("\n" * half + json.dumps({"label": cell.label, "key": cell.key}) + "\n")
+            out.flush()
+            sync(out.fileno())
 
 
 def _kinds(content: Mapping[str, Any]) -> list[tuple[str, ...]]:

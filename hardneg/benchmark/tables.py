@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from hardneg.benchmark.cell import CURVES, SCORES
 from hardneg.benchmark.suite import Suite
+from miners.transaction import Damaged, Transaction, read_published
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
-RUNS = "runs.parquet"
+log = logging.getLogger(__name__)
+
+RUNS, TABLES = "runs.parquet", "tables.json"
+NAMES = (RUNS, SCORES, CURVES)
 METADATA = b"hardneg.benchmark"
 WHO = ("key", "data", "model", "chain", "seed", "purpose", "option", "weights")
 COSTS = (
@@ -100,46 +103,52 @@ def write_tables(
         "options": {chain.name: [option.content for option in chain.tune] for chain in suite.chains if chain.tune},
         "queries": {record["data"]: record["queries"] for record in records if record["purpose"] != "tune"},
         "failed": dict(failed),
-        "test_reads": len(reads.read_text(encoding="utf-8").splitlines()) if reads.exists() else 0,
+        "test_reads": sum(map(bool, reads.read_bytes().splitlines())) if reads.exists() else 0,
         "machines": list({json.dumps(record["machine"]): record["machine"] for record in records}.values()),
     }
     runs = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(about).encode()})
-    _replace(runs, folder / RUNS)
-    for name in (SCORES, CURVES):
-        parts = [pq.read_table(Path(record["folder"]) / name) for record in records]
-        _replace(pa.concat_tables(parts), folder / name)
+    with Transaction(folder / TABLES, {}) as tables:
+        pq.write_table(runs, tables.named(RUNS, RUNS), compression="zstd")
+        for name in (SCORES, CURVES):
+            parts = [pq.read_table(Path(record["folder"]) / name) for record in records]
+            pq.write_table(pa.concat_tables(parts), tables.named(name, name), compression="zstd")
 
 
 def read_results(folder: Path) -> Results:
-    """Read the three tables.
+    """Read the three tables after they were compared with their checksums.
 
     Raises:
         FileNotFoundError: one is missing; says how to make it.
+        Damaged: one was changed or damaged since it was written.
         ValueError: a Parquet file that is not this one's.
     """
-    import pyarrow.parquet as pq
-
-    for name in (RUNS, SCORES, CURVES):
+    remedy = f"make it again: hardneg benchmark run SUITE --folder {folder}"
+    if (folder / TABLES).exists():
+        return read_published(
+            folder / TABLES, remedy, lambda found: _read({n: found.verified(n, remedy) for n in NAMES}, remedy)
+        )
+    for name in NAMES:
         if not (folder / name).exists():
             raise FileNotFoundError(
                 f"{folder / name} does not exist. Make it: hardneg benchmark run SUITE --folder {folder}"
             )
-    runs = pq.read_table(folder / RUNS)
-    metadata = runs.schema.metadata or {}
-    if METADATA not in metadata:
-        raise ValueError(f"{folder / RUNS} was not written by `hardneg benchmark run`.")
-    return Results(
-        runs.to_pandas(),
-        pq.read_table(folder / SCORES).to_pandas(),
-        pq.read_table(folder / CURVES).to_pandas(),
-        json.loads(metadata[METADATA]),
-    )
+    results = _read({name: folder / name for name in NAMES}, remedy)
+    log.warning("%s has no %s: its tables were written before there were checksums, read unchecked.", folder, TABLES)
+    return results
 
 
-def _replace(table: pa.Table, file: Path) -> None:
-    """Write a table so that nobody ever finds half of it."""
+def _read(files: Mapping[str, Path], remedy: str) -> Results:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    half = file.with_name(f".{file.name}.part")
-    pq.write_table(table, half, compression="zstd")
-    os.replace(half, file)
+    tables = {}
+    for name, file in files.items():
+        try:
+            tables[name] = pq.read_table(file)
+        except (pa.ArrowException, OSError) as error:
+            raise Damaged(f"{file} cannot be read ({' '.join(str(error).split()):.120}): {remedy}.") from None
+    metadata = tables[RUNS].schema.metadata or {}
+    if METADATA not in metadata:
+        raise ValueError(f"{files[RUNS]} was not written by `hardneg benchmark run`.")
+    runs, scores, curves = (tables[name].to_pandas() for name in NAMES)
+    return Results(runs, scores, curves, json.loads(metadata[METADATA]))

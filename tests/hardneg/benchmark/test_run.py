@@ -36,7 +36,7 @@ def stub(cell: Cell, folder: Path, group: str = "", wandb: bool = False) -> None
     import pyarrow.parquet as pq
 
     pq.write_table(
-        pa.table({"key": [cell.key], "split": ["dev"], "measure": ["nDCG@10"], "value": [0.0]}),
+        pa.table({"key": [cell.key], "split": ["dev"], "measure": ["nDCG@10"], "value": [float(cell.option == 1)]}),
         place / "scores.parquet",
     )
     pq.write_table(pa.table({"key": [cell.key], "name": ["loss"], "value": [0.0]}), place / "curves.parquet")
@@ -168,13 +168,17 @@ def test_every_look_at_the_test_split_is_counted(make_suite, tmp_path):
     assert set(results.scores.split) == {"dev", "test"}
 
 
-def test_a_broken_record_says_what_to_remove(make_suite, tmp_path):
+def test_a_broken_record_is_refused_by_name_and_run_again(make_suite, tmp_path, caplog):
     suite = make_suite(seeds=1)
     run_suite(suite, tmp_path / "out", runner=stub)
     (file, *_) = (tmp_path / "out" / "cells").glob(f"*/{RUN}")
     file.write_text("{")
-    with pytest.raises(ValueError, match="Remove its folder, and the cell is run again"):
+    with pytest.raises(ValueError, match=rf"{file}.*`hardneg benchmark run SUITE.* runs this cell again"):
+        read_records(tmp_path / "out" / "cells")
+    with caplog.at_level(logging.WARNING, "hardneg.benchmark"):
         run_suite(suite, tmp_path / "out", runner=stub)
+    assert str(file) in caplog.text
+    assert len(read_records(tmp_path / "out" / "cells")) == 3
 
 
 def test_differing_names_places():
