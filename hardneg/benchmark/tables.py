@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hardneg.benchmark.cell import CURVES, SCORES
 from hardneg.benchmark.suite import Suite
-from miners.transaction import Damaged, Transaction, read_published
+from miners.transaction import Damaged, Manifest, Transaction, read_published
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,17 +124,25 @@ def read_results(folder: Path) -> Results:
     """
     remedy = f"make it again: hardneg benchmark run SUITE --folder {folder}"
     if (folder / TABLES).exists():
-        return read_published(
-            folder / TABLES, remedy, lambda found: _read({n: found.verified(n, remedy) for n in NAMES}, remedy)
-        )
+        return read_published(folder / TABLES, remedy, lambda found: _read(_verified(found, folder, remedy), remedy))
     for name in NAMES:
         if not (folder / name).exists():
-            raise FileNotFoundError(
-                f"{folder / name} does not exist. Make it: hardneg benchmark run SUITE --folder {folder}"
-            )
+            raise _missing(folder / name, folder)
     results = _read({name: folder / name for name in NAMES}, remedy)
     log.warning("%s has no %s: its tables were written before there were checksums, read unchecked.", folder, TABLES)
     return results
+
+
+def _verified(found: Manifest, folder: Path, remedy: str) -> dict[str, Path]:
+    """Where the tables are, after all were compared with the manifest."""
+    for entry in found.files.values():
+        if not entry.now().exists():
+            raise _missing(entry.path, folder)
+    return {name: found.verified(name, remedy) for name in NAMES}
+
+
+def _missing(file: Path, folder: Path) -> FileNotFoundError:
+    return FileNotFoundError(f"{file} does not exist. Make it: hardneg benchmark run SUITE --folder {folder}")
 
 
 def _read(files: Mapping[str, Path], remedy: str) -> Results:

@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def store(version: int, rows: int = 12) -> Store:
     return Store(vectors, version=version, names=[f"d{row}" for row in range(rows)])
 
 
+@cache  # mined in this process: a forked child has no threads to multiply with
 def table(version: int, queries: int = 6) -> MinedNegatives:
     asked = torch.randn(queries, 4, generator=torch.Generator().manual_seed(9))
     positives = [[row] for row in range(queries)]

@@ -12,7 +12,7 @@ import pytest
 
 from hardneg.benchmark.cell import CURVES, RUN, SCORES, SPENT, _digests, _is_whole, _write, read_cell
 from hardneg.benchmark.meter import Meter
-from hardneg.benchmark.run import _note_test, read_records, run_suite
+from hardneg.benchmark.run import _note_test, _tidy, read_records, run_suite
 from hardneg.benchmark.suite import Cell
 from hardneg.benchmark.tables import NAMES, RUNS, TABLES, read_results, write_tables
 from hardneg.cli import main
@@ -43,10 +43,10 @@ def results(make_suite: Callable, tmp_path: Path) -> Path:
 
 def test_a_second_run_on_one_folder_is_refused_in_one_sentence(suite_file, results, capsys):
     before = (results / RUNS).read_bytes()
-    with locked_folder(results, "choose another --folder"), pytest.raises(SystemExit) as end:
-        main(["benchmark", "run", str(suite_file(seeds=1)), "--folder", str(results)])
+    with locked_folder(results, "choose another --folder"):
+        code = main(["benchmark", "run", str(suite_file(seeds=1)), "--folder", str(results)])
     said = capsys.readouterr().err
-    assert end.value.code == 1
+    assert code == 1
     assert "is in use by process" in said
     assert "choose another --folder" in said
     assert "Traceback" not in said
@@ -89,10 +89,13 @@ def test_a_cell_of_before_is_read_and_said_to_be_unchecked_once(make_suite, resu
 def test_a_crash_at_any_step_of_publishing_leaves_no_half_of_a_cell(make_suite, tmp_path):
     cell = make_suite(seeds=1).start_cells()[0]
     count = 0
-    for _ in crashes(lambda: make_cell(cell, tmp_path), every=2):
+    cells = tmp_path / "cells"
+    for _ in crashes(lambda: make_cell(cell, cells), every=3):
         count += 1
-        assert all(record["means"]["dev"] == {"nDCG@10": 0.5} for record in read_records(tmp_path).values())
-        shutil.rmtree(tmp_path / cell.key, ignore_errors=True)
+        assert all(record["means"]["dev"] == {"nDCG@10": 0.5} for record in read_records(cells).values())
+        _tidy(tmp_path, cells)
+        assert not list(cells.glob(".*"))
+        shutil.rmtree(cells / cell.key, ignore_errors=True)
     assert count > 5
 
 
@@ -104,11 +107,14 @@ def test_a_crash_at_any_step_leaves_one_version_of_the_tables(make_suite, tmp_pa
     out = tmp_path / "out"
     write_tables(out, suite, [old], {}, {})
     seen = set()
-    for _ in crashes(lambda: write_tables(out, suite, [new], {}, {}), every=2):
+    for _ in crashes(lambda: write_tables(out, suite, [new], {}, {}), every=3):
         found = read_results(out)
         mean = float(found.runs["dev/nDCG@10"][0])
         assert found.scores.value.tolist() == [mean]
         seen.add(mean)
+        _tidy(out, out / "cells")
+        assert sorted(path.name for path in out.iterdir()) == sorted([*NAMES, TABLES])
+        assert read_results(out).scores.value.tolist() == [mean]
         shutil.rmtree(out)
         write_tables(out, suite, [old], {}, {})
     assert seen == {0.25, 0.75}
@@ -119,10 +125,9 @@ def test_a_report_reads_no_damaged_table(results, capsys, name):
     content = bytearray((results / name).read_bytes())
     content[len(content) // 2] ^= 1
     (results / name).write_bytes(content)
-    with pytest.raises(SystemExit) as end:
-        main(["benchmark", "report", str(results)])
+    code = main(["benchmark", "report", str(results)])
     said = capsys.readouterr().err
-    assert end.value.code == 1
+    assert code == 1
     assert str(results / name) in said
     assert "hardneg benchmark run" in said
 
