@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ import torch
 import yaml
 
 from hardneg.benchmark.peer import make_peer
-from hardneg.callbacks import RefreshNegatives
+from hardneg.callbacks import CheckpointPaths, RefreshNegatives
 from hardneg.cli import main
 from miners.offline import MinedNegatives
 from tests.security.payloads import Pickled, custom_code, pickled_type
@@ -39,6 +41,7 @@ def config(tmp_path: Path, sample_folder: Path) -> Path:
             "max_epochs": 1,
             "enable_progress_bar": False,
             "enable_model_summary": False,
+            "logger": False,  # no report either
         },
         "folder": str(tmp_path / "run"),
     }
@@ -78,6 +81,37 @@ def test_a_checkpoint_is_not_unpickled(config: Path, tmp_path: Path, mark: Path,
     for more in ([], ["--trainer.strategy=fsdp"]):
         assert main(["test", "--config", str(config), "--ckpt_path", str(tmp_path / "shards"), *more]) == 1
         assert "--ckpt_path must be a file, got the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"last_model_path": "{here}/../mine"},
+        {"best_model_path": "local://{mine}"},  # Lightning removes what it takes for no local file
+        {"best_model_path": "simplecache::{mine}"},
+        {"best_model_path": "s3://bucket/all"},
+        {"best_model_path": 3},
+        {"kth_best_model_path": "{here}/../mine", "best_k_models": {}},
+        {"best_k_models": {"{here}/link/../../mine": 0.0}},
+    ],
+)
+def test_no_path_of_a_checkpoint_leads_out(state: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {filled(name): filled(each) for name, each in value.items()}
+        return value.format(here=tmp_path / "here", mine=tmp_path / "mine") if isinstance(value, str) else value
+
+    trainer = SimpleNamespace(checkpoint_callbacks=[SimpleNamespace(dirpath=str(tmp_path / "here"))])
+    own = {
+        "best_model_path": str(tmp_path / "here" / "a.ckpt"),
+        "last_model_path": "",
+        "best_k_models": {"/b.ckpt": 1.0},
+    }
+    CheckpointPaths().on_load_checkpoint(trainer, None, {"callbacks": {"ModelCheckpoint": own}})
+    with pytest.raises(ValueError, match="names a file outside"):
+        CheckpointPaths().on_load_checkpoint(trainer, None, {"callbacks": {"ModelCheckpoint": own | filled(state)}})
 
 
 @door("checkpoint")
@@ -150,22 +184,14 @@ def test_a_checkpoint_removes_no_file(config: Path, tmp_path: Path, capsys) -> N
     state = content["callbacks"][key]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    fits = ["fit", "--config", str(config), "--trainer.max_epochs", "3", "--trainer.logger", "false"]
-    fits += ["--evaluate_start", "false"]
+    fits = ["fit", "--config", str(config), "--trainer.max_epochs", "3", "--evaluate_start", "false"]
     here = tmp_path / "here"
     outside = str(here / "checkpoints" / ".." / ".." / "mine")
-    for hostile in (
-        {"best_model_path": outside},
-        {"last_model_path": outside},
-        {"best_model_path": f"local://{tmp_path / 'mine'}"},  # Lightning removes what it takes for no local file
-        {"best_model_path": f"simplecache::{tmp_path / 'mine'}"},
-        {"kth_best_model_path": outside, "best_k_models": {outside: torch.tensor(0.0)}},
-    ):
-        new = {name: value for name, value in state.items() if name != "dirpath"} | hostile
-        torch.save(content | {"callbacks": {key: new}}, tmp_path / "hostile.ckpt")
-        assert main([*fits, "--folder", str(here), "--ckpt_path", str(tmp_path / "hostile.ckpt")]) == 1
-        assert (tmp_path / "mine" / "thesis.tex").exists()
-        assert "names a file outside" in capsys.readouterr().err
+    new = {name: value for name, value in state.items() if name != "dirpath"} | {"best_model_path": outside}
+    torch.save(content | {"callbacks": {key: new}}, tmp_path / "hostile.ckpt")
+    assert main([*fits, "--folder", str(here), "--ckpt_path", str(tmp_path / "hostile.ckpt")]) == 1
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+    assert "names a file outside" in capsys.readouterr().err
     torch.save(content | {"callbacks": {key: state}}, tmp_path / "honest.ckpt")
     assert main([*fits, "--folder", str(here), "--ckpt_path", str(tmp_path / "honest.ckpt")]) == 0
 
@@ -175,12 +201,12 @@ def test_a_checkpoint_removes_no_file(config: Path, tmp_path: Path, capsys) -> N
 def test_yaml_makes_no_objects(tag: str, config: Path, tmp_path: Path, mark: Path) -> None:
     """Classes are named by class_path, which is checked; YAML's own tags for objects are not followed."""
     payload = f"!!{tag} [!!python/object/apply:pathlib.Path [{json.dumps(str(mark))}]]"
-    for place in ("folder: ", "trainer: ", "data: ", ""):
-        hostile = tmp_path / "hostile.yaml"
+    hostile = tmp_path / "hostile.yaml"
+    for place in ("folder: ", ""):
         hostile.write_text(f"{place}{payload}\n")
         assert main_or_exit(["fit", "--config", str(config), "--config", str(hostile)]) != 0
-        hostile.write_text(f"name: {payload}\n")
-        assert main(["benchmark", "run", str(hostile), "--folder", str(tmp_path / "suite")]) == 1
+    hostile.write_text(f"name: {payload}\n")
+    assert main(["benchmark", "run", str(hostile), "--folder", str(tmp_path / "suite")]) == 1
 
 
 @door("configuration")
