@@ -256,8 +256,6 @@ def _parquet(path: Path) -> Iterator[tuple[Place, Fields]]:
 
 def _datasets_folder(path: Path) -> Iterator[tuple[Place, Fields]]:
     """The Arrow files that state.json lists. `datasets` is not asked: it makes objects of what the folder names."""
-    import pyarrow as pa
-
     if (path / "dataset_dict.json").exists():
         splits = read_json(path / "dataset_dict.json").get("splits", [])
         one = path / (splits or ["train"])[0]
@@ -284,18 +282,24 @@ def _datasets_folder(path: Path) -> Iterator[tuple[Place, Fields]]:
         if name != Path(name).name or name in ("", ".."):
             raise ValueError(f"{listing}: the file '{name}' must be in the folder itself. Do not trust it.")
 
-    def blocks() -> Iterator[Sequence[dict[str, Any]]]:
-        for name in names:
-            try:
-                with pa.memory_map(str(path / name)) as source, pa.ipc.open_stream(source) as stream:
-                    for batch in stream:
-                        batch.validate(full=True)  # offsets of a damaged file would lead anywhere in memory
-                        for start in range(0, len(batch), BLOCK_ROWS):
-                            yield batch.slice(start, BLOCK_ROWS).to_pylist()
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{path / name}: is no Arrow file that can be read ({error}).") from None
+    return _rows(path, (block for name in names for block in _arrow_blocks(path / name)))
 
-    return _rows(path, blocks())
+
+def _arrow_blocks(file: Path) -> Iterator[Sequence[dict[str, Any]]]:
+    """Blocks of rows of an Arrow stream.
+
+    Raises:
+        ValueError: not an Arrow file, or a damaged one.
+    """
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+            for batch in stream:
+                batch.validate(full=True)  # offsets of a damaged file would lead anywhere in memory
+                yield from (batch.slice(at, BLOCK_ROWS).to_pylist() for at in range(0, len(batch), BLOCK_ROWS))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file}: is no Arrow file that can be read ({error}).") from None
 
 
 def _rows(path: Path, blocks: Iterator[Sequence[dict[str, Any]]]) -> Iterator[tuple[Place, Fields]]:

@@ -45,7 +45,9 @@ class RecordFiles:
         except ValueError as error:
             raise ValueError(f"{index}: is no index of two numbers a line ({error}).") from None
         if len(keys) and not 0 <= keys.min() <= keys.max() <= path.stat().st_size:
-            raise ValueError(f"{index}: numbers a record {keys.max()}, and {path.name} is too short for so many.")
+            raise ValueError(
+                f"{index}: record {keys.max()} is out of range for {path.name}. Download both files again."
+            )
         self.offsets: NDArray[np.int64] = np.full(int(keys.max()) + 1 if len(keys) else 0, -1)
         self.offsets[keys] = offsets
 

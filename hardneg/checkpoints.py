@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
-import time
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,10 +13,9 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from miners.transaction import NEW, Damaged, explained, write_file
+from miners.transaction import Damaged, explained, sweep, write_file
 
 NEEDED = ("state_dict", "epoch", "global_step", "pytorch-lightning_version", "loops")
-OLD_SECONDS = 600  # a file that nothing was written to for so long belongs to a writer that was killed
 BLOCK = 16 << 20
 
 
@@ -54,7 +51,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, content)
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
+        sweep(path.parent)
         with write_file(path) as file, content.getbuffer() as view:
             for start in range(0, len(view), BLOCK):
                 file.write(view[start : start + BLOCK])
@@ -76,12 +73,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such checkpoint.")
-        _sweep(path.parent)
+        sweep(path.parent)
         with open(path, "rb") as file:
             if problem := _problem(file):
                 raise Damaged(f"{path} {problem}. {_advice(path)}")
             file.seek(0)
-            if weights_only is False:  # whoever asks for it vouches for the file
+            if weights_only is False:  # the caller vouches for the file
                 return super().load_checkpoint(path, map_location, weights_only)
             try:
                 content = torch.load(file, map_location=map_location, weights_only=True)
@@ -144,13 +141,3 @@ def _before(path: Path) -> Path | None:
                 if _problem(file) is None:
                     return other
     return None
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed writers of checkpoints left here."""
-    with suppress(OSError):
-        for path in folder.iterdir():
-            if re.fullmatch(rf"\..+\.ckpt\.[0-9a-f]{{8}}\{NEW}", path.name):
-                with suppress(OSError):
-                    if time.time() - path.stat().st_mtime > OLD_SECONDS:
-                        path.unlink()

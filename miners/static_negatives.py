@@ -100,7 +100,7 @@ def read_lists(path: Path, query_names: Sequence[str], document_names: Sequence[
     file = verified_table(path, "negatives", "mine again")
     columns = pq.read_schema(file).names
     if not {"query_id", "doc_id"} <= set(columns):
-        raise ValueError(f"'{path}' has columns {columns}; StaticNegatives wants query_id and doc_id.")
+        raise ValueError(f"'{path}' has columns {columns}; it must have query_id and doc_id.")
     mined = pq.read_table(file, columns=["query_id", "doc_id"])
     mined = mined.filter(mined["doc_id"].is_valid())  # slots that mine(too_few="pad") marks as empty
     queries = _ids_of(mined["query_id"], query_names, path, "query_id")

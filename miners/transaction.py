@@ -2,7 +2,7 @@
 
 A reader finds the last version that was published whole, whenever the writer was stopped, and notices a file that was
 changed or damaged since. Everything in this project that consists of more than one file goes through `Transaction`;
-single files go through `write_file`. Whoever writes holds the lock of its output (`locked`).
+single files go through `write_file`. A writer holds the lock of its output (`locked`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 logger = logging.getLogger(__name__)
 
 PART, NEW, TRASH, BEFORE = ".part", ".new", ".trash", ".before"
-OLD_SECONDS = 24 * 3600  # after which a file that is being written is taken for a leftover
+OLD_SECONDS = 600  # without a write, after which a file is taken for what a killed writer left
 READ_BYTES = 4 << 20
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NOT_HERE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
@@ -48,8 +48,8 @@ class InUse(OSError):
 # ---- names and checksums --------------------------------------------------------------------------------------------
 
 
-def inside(folder: Path, name: Any) -> Path:
-    """Join a name that was read from a file to its folder.
+def file_in(folder: Path, name: Any) -> Path:
+    """Join the name of a file, as a manifest gives it, to the folder of the manifest.
 
     Raises:
         Damaged: not a plain file name: absolute, with a separator, "..", or no text.
@@ -72,7 +72,7 @@ def checksum(path: str | os.PathLike[str]) -> str:
 
 
 def _own_checksum(record: Mapping[str, Any]) -> str:
-    """Checksum of a manifest's content, whatever its layout."""
+    """Checksum of a manifest's content, independent of its layout."""
     content = {name: value for name, value in record.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -113,7 +113,7 @@ def write_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[An
 @contextmanager
 def _aside(path: Path, mode: str) -> Iterator[tuple[IO[Any], Path]]:
     """A file beside ``path``, open for writing; what is left of it when the block ends is removed."""
-    _sweep_old(path.parent)
+    _sweep_once(path.parent)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{NEW}")
     try:
         with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -124,10 +124,16 @@ def _aside(path: Path, mode: str) -> Iterator[tuple[IO[Any], Path]]:
 
 
 @cache
-def _sweep_old(folder: Path) -> None:
-    """Remove what killed writers of single files left here, once per process.
+def _sweep_once(folder: Path) -> None:
+    """`sweep` once per process and folder: a listing for each of many small files would cost more than the files."""
+    sweep(folder)
 
-    These files are written without a lock, so their age tells that their writers have ended.
+
+def sweep(folder: Path) -> None:
+    """Remove the files that killed writers of `write_file` left in a folder.
+
+    Single files are written without a lock: a file that was not written to for `OLD_SECONDS` belongs to a writer that
+    has ended.
     """
     for path in _listed(folder):
         if re.fullmatch(rf"\..+\.[0-9a-f]{{8}}\{NEW}", path.name):
@@ -167,7 +173,7 @@ def sync(descriptor: int) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until a file that somebody else wrote is on the disk."""
+    """Flush a file that another function wrote to the disk."""
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         sync(descriptor)
@@ -245,9 +251,9 @@ def explained(path: Path) -> Iterator[None]:
             advice = "the disk failed. What is finished is kept: run again to go on"
         else:
             raise
-        told = OSError(error.errno, f"{path}: {advice} ({error.strerror or error}).")
-        told.explained = True  # type: ignore[attr-defined]
-        raise told from error
+        explanation = OSError(error.errno, f"{path}: {advice} ({error.strerror or error}).")
+        explanation.explained = True  # type: ignore[attr-defined]
+        raise explanation from error
 
 
 # ---- locks ----------------------------------------------------------------------------------------------------------
@@ -271,6 +277,12 @@ def locked(
     Raises:
         InUse: another run holds the lock, and ``wait`` is False.
         OSError: the folder of the target cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "mined.parquet"
+        >>> with locked(target, "choose another --out"):
+        ...     write_text(target, "a table")
     """
     target = Path(target)
     with _held(target, target.with_name(f".{target.name}"), advice, wait):
@@ -566,12 +578,12 @@ def read_manifest(path: str | os.PathLike[str], remedy: str) -> Manifest:
         raise Damaged(f"{path} was changed or damaged: its checksum does not fit. {_sentence(remedy)}")
     files = {}
     for role, entry in record.get("files", {}).items():
-        if not checked:  # a name alone; whoever removed a checksum must not have the rest believed
-            files[role] = Entry(inside(path.parent, entry))
+        if not checked:  # of the old form: a name alone. An entry of the new form without a checksum is refused
+            files[role] = Entry(file_in(path.parent, entry))
             continue
         try:
-            aside = inside(path.parent, entry["aside"]) if "aside" in entry else None
-            files[role] = Entry(inside(path.parent, entry["name"]), int(entry["bytes"]), str(entry["sha256"]), aside)
+            aside = file_in(path.parent, entry["aside"]) if "aside" in entry else None
+            files[role] = Entry(file_in(path.parent, entry["name"]), int(entry["bytes"]), str(entry["sha256"]), aside)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, Damaged):
                 raise
@@ -585,7 +597,7 @@ def read_published(path: str | os.PathLike[str], remedy: str, read: Callable[[Ma
     """Read a manifest and its files; read again if a writer published another version meanwhile.
 
     Raises:
-        FileNotFoundError, Damaged: as `read_manifest`, and whatever ``read`` raises.
+        FileNotFoundError, Damaged: as `read_manifest`; and the errors of ``read``.
     """
     path = Path(path)
     for _ in range(20):
@@ -613,7 +625,7 @@ def recover(manifest: Path) -> None:
     try:
         entries = read_manifest(manifest, "remove it").files.values()
     except (OSError, ValueError):
-        return  # whoever reads it is told what is wrong with it
+        return  # the reader of this manifest raises the error
     for entry in entries:
         if entry.aside is not None and entry.aside.exists():
             os.replace(entry.aside, entry.path)

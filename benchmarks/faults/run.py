@@ -245,7 +245,7 @@ def child(action: Callable[[], object], report: int | None = None) -> int:
 
 
 def timed(action: Callable[[], object], kill_after: float | None = None) -> float:
-    """Seconds that an action takes in a child; or kill it so many seconds after it has begun."""
+    """Measure the seconds of an action in a child process, or kill the child after ``kill_after`` seconds."""
     read, write = os.pipe()
     pid = child(action, write)
     os.close(write)

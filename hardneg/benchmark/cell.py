@@ -163,14 +163,11 @@ def _means(scores: Path) -> dict[str, dict[str, float]]:
     """Mean of each measure over its queries, by split."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(scores, columns=["split", "measure", "value"])
-    values: dict[str, dict[str, list[float]]] = {}
-    for split, measure, value in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
-        values.setdefault(split, {}).setdefault(measure, []).append(value)
-    return {
-        split: {measure: math.fsum(of) / len(of) for measure, of in by_measure.items()}
-        for split, by_measure in values.items()
-    }
+    table = pq.read_table(scores, columns=["split", "measure", "value"]).to_pandas()
+    means: dict[str, dict[str, float]] = {}
+    for (split, measure), values in table.groupby(["split", "measure"], sort=False)["value"]:
+        means.setdefault(split, {})[measure] = math.fsum(values) / len(values)
+    return means
 
 
 def weights_of(module: torch.nn.Module) -> str:
@@ -223,8 +220,7 @@ def _begin(cell: Cell, phases: Sequence[Phase], meter: Meter, folder: Path, work
                 if phase.command == "fit":
                     cli.model.save_pretrained(str(part / "model"))
             record = {"weights": weights, "meter": spent.state(), "digests": _digests(part)}
-            with Transaction(part / SPENT, record):
-                pass  # the manifest alone; digests reach into folders
+            Transaction(part / SPENT, record).commit()  # no files of its own: the digests reach into folders
             publish_folder(part, place)
     for name in ("model", "stores"):
         if (place / name).exists():

@@ -76,7 +76,7 @@ def check_model(model: str, seen: frozenset[str] = frozenset()) -> None:
 
 @contextmanager
 def settings_of(file: Path) -> Iterator[None]:
-    """Around reading a file of settings of ours: whatever is wrong in it is said with its name.
+    """Name the file of settings in any error that reading it raises.
 
     Raises:
         ValueError: an entry that is missing, or of another type.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from miners.store import Store
-from miners.transaction import Damaged, Entry, Manifest, Transaction, inside, locked_folder, read_published, remove
+from miners.transaction import Damaged, Entry, Manifest, Transaction, file_in, locked_folder, read_published, remove
 
 FORMAT = 2
 MANIFEST = "index.json"
@@ -143,7 +143,7 @@ def load_index(folder: str | os.PathLike[str], name: str, read: Callable[[Manife
         elif manifest.record.get("format") is None:
             store = path.with_name("store")
             if "file" in manifest.record:
-                manifest.files["index"] = Entry(inside(path.parent, manifest.record["file"]))
+                manifest.files["index"] = Entry(file_in(path.parent, manifest.record["file"]))
         else:
             raise Damaged(f"{path} has no checksum. {REMEDY.capitalize()}.")
         return read(manifest, Store.load(store))

@@ -30,6 +30,7 @@ FORMAT = 2
 REMEDY = "remove it and its manifest, and mine again"
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 DROPPED = "dropped_"
+SCORES = ("score", "positive_score", "guide_score", "rescore")
 
 Items = Mapping[Any, Any] | Sequence[Any]
 """Texts (or anything Arrow holds) by id: a mapping, or a sequence where ids count from 0."""
@@ -119,67 +120,82 @@ class MinedNegatives:
         return mined
 
     def check(self, path: Path) -> None:
-        """Compare the two tables with each other.
+        """Check the columns of both tables, the metadata, and that the two tables belong together.
+
+        Args:
+            path: of the table, for messages.
 
         Raises:
-            Damaged: columns are missing or of another type, a query of the negatives is not among the queries, or
-                there are other numbers of negatives than the queries say.
+            Damaged: a column is missing or of another type, a number is not finite, a query of the negatives is not
+                among the queries, or the numbers of negatives differ from those that the table of queries gives.
         """
+        try:
+            self._check_columns()
+            self._check_metadata()
+            self._check_queries()
+            self._check_numbers()
+        except Damaged as error:
+            raise Damaged(f"{path}: {error}; this is no whole table of mined negatives. Mine again.") from None
+
+    def _check_columns(self) -> None:
         import pyarrow as pa
-        import pyarrow.compute as pc
 
-        def broken(what: str) -> Damaged:
-            return Damaged(f"{path}: {what}; this is no whole table of mined negatives. Mine again.")
-
-        kinds: dict[str, Callable[[pa.DataType], bool]] = {
+        negatives: dict[str, Callable[[pa.DataType], bool]] = {
             "query_id": is_id,
             "doc_id": is_id,
             "rank": pa.types.is_integer,
-            **dict.fromkeys(("score", "positive_score", "guide_score", "rescore"), pa.types.is_floating),
+            **dict.fromkeys(SCORES, pa.types.is_floating),
             **dict.fromkeys(("source", "relaxed"), pa.types.is_string),
         }
-        of_query = {
+        queries: dict[str, Callable[[pa.DataType], bool]] = {
             "query_id": is_id,
             "found": pa.types.is_integer,
-            "positive_ids": is_list,
-            "positive_scores": is_list,
+            **dict.fromkeys(("positive_ids", "positive_scores"), is_list),
         }
-        for table, wanted in ((self.table, kinds), (self.queries, of_query)):
-            for name, right in wanted.items():
+        for table, columns in ((self.table, negatives), (self.queries, queries)):
+            for name, is_right in columns.items():
                 if name not in table.column_names:
-                    raise broken(f"it has no column {name!r}")
-                if not right(table.schema.field(name).type):
-                    raise broken(f"column {name!r} is of type {table.schema.field(name).type}")
+                    raise Damaged(f"it has no column {name!r}")
+                if not is_right(table.schema.field(name).type):
+                    raise Damaged(f"column {name!r} is of type {table.schema.field(name).type}")
         if self.table.schema.field("query_id").type != self.queries.schema.field("query_id").type:
-            raise broken("the ids of queries are of two types")
-        settings = self.metadata.get("settings")
+            raise Damaged("the ids of queries are of two types")
+
+    def _check_metadata(self) -> None:
+        settings, inputs = self.metadata.get("settings"), self.metadata.get("inputs")
         if not isinstance(settings, dict) or not isinstance(settings.get("num_negatives"), int):
-            raise broken("its metadata has no settings with a number of negatives")
-        if not isinstance(self.metadata.get("inputs"), dict) or not isinstance(
-            self.metadata["inputs"].get("model"), dict
-        ):
-            raise broken("its metadata does not say what it was made from")
+            raise Damaged("its metadata has no settings with a number of negatives")
+        if not isinstance(inputs, dict) or not isinstance(inputs.get("model"), dict):
+            raise Damaged("its metadata does not say what it was made from")
+
+    def _check_queries(self) -> None:
+        import pyarrow.compute as pc
+
         owner = pc.index_in(self.table["query_id"], value_set=self.queries["query_id"].combine_chunks())
         if owner.null_count:
             row = int(pc.index(pc.is_null(owner), True).as_py())
-            raise broken(f"row {row} is of query {self.table['query_id'][row]}, which its table of queries lacks")
+            raise Damaged(f"row {row} is of query {self.table['query_id'][row]}, which its table of queries lacks")
         if pc.count_distinct(self.queries["query_id"]).as_py() != len(self.queries):
-            raise broken("a query is listed twice")
+            raise Damaged("a query is listed twice")
         real = owner.filter(self.table["doc_id"].is_valid()).to_numpy()
         counted = np.bincount(real, minlength=len(self.queries)) if len(self.queries) else np.zeros(0, int)
         if (wrong := np.flatnonzero(counted != self.queries["found"].to_numpy())).size:
             row = int(wrong[0])
-            raise broken(
+            raise Damaged(
                 f"query {self.queries['query_id'][row]} has {counted[row]} negatives, its table of queries says "
                 f"{self.queries['found'][row]}"
             )
-        for name in ("score", "positive_score", "guide_score", "rescore"):
+
+    def _check_numbers(self) -> None:
+        import pyarrow.compute as pc
+
+        for name in SCORES:
             finite = pc.is_finite(self.table[name].drop_null())
             if len(finite) and not pc.all(finite).as_py():
                 row = int(pc.index(pc.is_finite(pc.fill_null(self.table[name], 0.0)), False).as_py())
-                raise broken(f"{name} of row {row} is {self.table[name][row]}")
-        if len(self.table) and (pc.min(self.table["rank"]).as_py() or 1) < 1:
-            raise broken("a rank is below 1")
+                raise Damaged(f"{name} of row {row} is {self.table[name][row]}")
+        if len(self.table) and (lowest := pc.min(self.table["rank"]).as_py()) is not None and lowest < 1:
+            raise Damaged("a rank is below 1")
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write both tables and their manifest in one transaction.

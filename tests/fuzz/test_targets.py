@@ -78,7 +78,7 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Fuzzer]:
 def test_a_manifest_of_any_content_with_the_right_checksum(
     fuzzers: dict[str, Fuzzer], name: str, data: st.DataObject
 ) -> None:
-    """Whoever writes a file may write its checksum too: values of another type or size are refused by name.
+    """An attacker can write a matching checksum: values of another type or size are refused by name.
 
     Only names, keys and versions, which nothing else knows, may differ from the untouched answer.
     """

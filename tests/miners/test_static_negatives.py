@@ -105,7 +105,7 @@ def test_a_table_of_other_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"this training set has no names\. Hand over ready lists"):
         source.attach(random_table())
     pq.write_table(pa.table({"q": ["q0"]}), tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match=r"has columns \['q'\]; StaticNegatives wants query_id and doc_id"):
+    with pytest.raises(ValueError, match=r"has columns \['q'\]; it must have query_id and doc_id"):
         StaticNegatives(tmp_path / "other.parquet").attach(training_set())
 
 

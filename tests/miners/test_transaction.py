@@ -1,4 +1,4 @@
-"""What is read back is the last whole version, whatever happened to its writer and to its bytes since."""
+"""What is read back is the last whole version, after any crash of its writer or damage to its bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from miners.transaction import (
     Transaction,
     aside_of,
     explained,
-    inside,
+    file_in,
     locked,
     locked_folder,
     publish_folder,
@@ -54,7 +54,7 @@ def table(version: int, queries: int = 6) -> MinedNegatives:
 
 @dataclass
 class Kind:
-    """One kind of output: how a version is written, and how one that was read is told from others."""
+    """One kind of output: a function that writes a version, and one whose value differs between versions."""
 
     write: Callable[[Path, int], object]
     read: Callable[[Path], Any]
@@ -109,7 +109,7 @@ def write_folder(place: Path, version: int) -> None:
 def read_folder(place: Path) -> Any:
     if not (place / "model").exists():
         with locked(place / "model", "choose another folder"):
-            pass  # whoever comes next puts it back
+            pass  # the next writer restores it
     first, second = ((place / "model" / name).read_text() for name in "ab")
     assert first == second
     return first
@@ -245,7 +245,7 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret.npy", "..", "", "a/b", "a\\b", "C:secret", None, 3, ["a"]])
 def test_a_name_in_a_file_never_leaves_its_folder(tmp_path: Path, name: Any) -> None:
     with pytest.raises(Damaged, match="not a plain file name"):
-        inside(tmp_path, name)
+        file_in(tmp_path, name)
 
 
 @pytest.mark.parametrize("name", ["../secret.npy", "/etc/passwd"])
@@ -261,7 +261,7 @@ def test_a_store_that_names_a_file_elsewhere_is_refused(tmp_path: Path, name: st
     record = json.loads((folder / "store.json").read_text())
     if checked:
         record["files"]["vectors"]["name"] = name
-        record["checksum"] = _own_checksum(record)  # whoever writes a file may write its checksum too
+        record["checksum"] = _own_checksum(record)  # an attacker can write a matching checksum
     else:
         record["files"]["vectors"] = name
     (folder / "store.json").write_text(json.dumps(record))

@@ -78,7 +78,7 @@ def test_a_type_of_a_column_is_not_unpickled(tmp_path: Path, mark: Path) -> None
     assert len(read_tables(str(tmp_path / "rows.parquet"), "label")) == 2
     with pytest.raises(ValueError, match=r"table\.parquet"):
         MinedNegatives.load(tmp_path / "table.parquet")
-    with pytest.raises(ValueError, match="wants query_id and doc_id"):
+    with pytest.raises(ValueError, match="must have query_id and doc_id"):
         read_lists(tmp_path / "table.parquet", (), ())
 
 
@@ -349,10 +349,10 @@ def test_settings_of_another_form_are_named(load: Callable[[str], Any], content:
 
 def test_a_part_that_is_missing_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("somebody").mkdir()
-    Path("somebody/composed.json").write_text('{"parts": {"images": "CLIPEncoder"}}')
-    with pytest.raises(FileNotFoundError, match=r"somebody/images does not exist; composed\.json names it"):
-        load_composed("somebody")
+    Path("downloaded").mkdir()
+    Path("downloaded/composed.json").write_text('{"parts": {"images": "CLIPEncoder"}}')
+    with pytest.raises(FileNotFoundError, match=r"downloaded/images does not exist; composed\.json names it"):
+        load_composed("downloaded")
 
 
 @door("model")
@@ -412,7 +412,7 @@ def test_an_index_of_records_asks_for_no_more_than_its_file_has(key: int, tmp_pa
     path = write_rec(tmp_path)
     index = path.with_suffix(".idx")
     index.write_text(f"{key}\t0\n{index.read_text()}")
-    with pytest.raises(ValueError, match=r"\.idx: numbers a record .* is too short"):
+    with pytest.raises(ValueError, match=r"\.idx: record .* is out of range"):
         read_pictures(path)
 
 

@@ -68,9 +68,9 @@ def of_an_installed_package(folder: Path, mark: Path) -> None:
 HOSTILE: dict[str, Callable[[Path, Path], None]] = {
     "pickled weights": pickled_weights,
     "a class of an installed package": of_an_installed_package,
-    "native kernels": lambda folder, mark: edit(folder / "config.json", attn_implementation="somebody/kernel"),
+    "native kernels": lambda folder, mark: edit(folder / "config.json", attn_implementation="downloaded/kernel"),
     "native kernels of a part": lambda folder, mark: edit(
-        folder / "config.json", _attn_implementation={"text_config": "somebody/kernel"}
+        folder / "config.json", _attn_implementation={"text_config": "downloaded/kernel"}
     ),
     "all kernels": lambda folder, mark: edit(
         folder / "sentence_bert_config.json", model_kwargs={"allow_all_kernels": 1}
@@ -199,5 +199,5 @@ def test_a_model_of_the_hub_is_checked_too(bert: Path, mark: Path, monkeypatch) 
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(ValueError, match="'model_args' must not set 'weights_only'"):
-        TextEncoder("somebody/model")
-    assert (asked["name"], asked["allow_patterns"]) == ("somebody/model", ["*.json"])
+        TextEncoder("downloaded/model")
+    assert (asked["name"], asked["allow_patterns"]) == ("downloaded/model", ["*.json"])

@@ -244,7 +244,7 @@ def test_every_option_of_mining_is_plain_or_named_or_a_place() -> None:
         ("positive", ["lowest"]),
         ("index", "Flat" * 99),
         ("index", "IVF99999999,Flat"),
-        ("index", "/tmp/index"),
+        ("index", "/elsewhere/index"),
         ("query_prompt", {"class_path": "os.system"}),
         ("query_prompt", "a" * 5000),
         ("device", "cpu"),
