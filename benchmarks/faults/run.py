@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -55,6 +56,7 @@ def kinds() -> dict[str, Kind]:
     import numpy as np
     import pytorch_lightning as pl
     import torch
+    from tqdm import tqdm
 
     from hardneg.mining.cache import EmbeddingCache
     from miners.index import FaissIndex, TorchIndex
@@ -63,6 +65,7 @@ def kinds() -> dict[str, Kind]:
     from tests.distributed.tiny import TinyEncoder
 
     torch.set_num_threads(1)  # a forked child has no threads
+    tqdm.set_lock(threading.RLock())  # its default is shared with children: a killed one would keep it for ever
     FaissIndex(Store(torch.eye(4)))
     import faiss
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import sys
@@ -10,8 +11,6 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-
-os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
 
 from tests.fuzz.targets import TARGETS, Fuzzer, quiet
 
@@ -27,7 +26,12 @@ def main() -> int:
     counts: dict[str, Counter[str]] = {name: Counter() for name in options.only}
     failures = []
     ends = time.monotonic() + 60 * options.minutes if options.minutes else None
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stderr(nowhere),  # a progress bar for each mutation
+        quiet(),
+    ):
         fuzzers = {name: Fuzzer(name, Path(folder) / f"fuzzed-{number}") for number, name in enumerate(options.only)}
         number = 0
         while time.monotonic() < ends if ends else number < options.count:
@@ -37,7 +41,7 @@ def main() -> int:
             except AssertionError as error:
                 counts[name]["FAILED"] += 1
                 failures.append(f"{name}, mutation {number} of --seed {seed}: {error}")
-                print(failures[-1], file=sys.stderr, flush=True)
+                print(failures[-1], flush=True)
             number += 1
     print(f"{number} mutations, --seed {seed}\n")
     print("| target | refused by name | harmless | made again, or right | failed |\n|---|---:|---:|---:|---:|")
